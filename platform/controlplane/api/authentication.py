@@ -1,0 +1,36 @@
+"""DRF's view of the principal that TenantMiddleware found. Cookies mean nothing on API routes."""
+
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from controlplane.middleware import Principal
+from kernel.problems import FORBIDDEN, Problem
+from tenants.models import Scope
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """request.user is the Principal."""
+
+    def authenticate(self, request: Request) -> tuple[Principal, None] | None:
+        principal: Principal | None = request._request.principal  # type: ignore[attr-defined]
+        return (principal, None) if principal else None
+
+    def authenticate_header(self, request: Request) -> str:
+        return 'Bearer realm="moorage"'
+
+
+class ManageScope(BasePermission):
+    """The provisioning API wants a key with the scope `manage`."""
+
+    message = "send an API key: `Authorization: Bearer moorage_…`"
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        if request.user is None:
+            return False
+        if Scope.MANAGE not in request.user.scopes:
+            raise Problem(
+                FORBIDDEN, "this key lacks the scope `manage`; create one with it in the console under Keys"
+            )
+        return True

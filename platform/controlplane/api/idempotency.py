@@ -1,0 +1,97 @@
+"""Idempotency-Key: a repeated POST answers what the first one answered, and does nothing again.
+
+The lock is an advisory one of the request's transaction: a crash frees it, and the answer is stored
+in the transaction that made it true.
+"""
+
+import hashlib
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from django.db import connection
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from controlplane.middleware import Principal
+from kernel.clock import utcnow
+from kernel.pricing import canonical
+from kernel.problems import (
+    IDEMPOTENCY_IN_PROGRESS,
+    IDEMPOTENCY_KEY_MISSING,
+    IDEMPOTENCY_MISMATCH,
+    INVALID_PARAMETER,
+    Problem,
+)
+from tenants.models import Idempotency
+
+KEPT = timedelta(hours=24)
+MIN_LENGTH, MAX_LENGTH = 16, 255
+
+
+def once(request: Request, act: Callable[[], Response]) -> Response:
+    """Run `act` for a new key, replay its stored answer for a known one.
+
+    Problems: 400 missing or too short, 409 still running, 422 the same key with another body.
+    """
+    key = request.headers.get("Idempotency-Key", "")
+    if not key:
+        raise Problem(
+            IDEMPOTENCY_KEY_MISSING,
+            "send Idempotency-Key with a fresh random value, such as a UUID; repeat it when you retry",
+            param="Idempotency-Key",
+        )
+    if not MIN_LENGTH <= len(key) <= MAX_LENGTH:
+        raise Problem(
+            INVALID_PARAMETER,
+            f"Idempotency-Key has {MIN_LENGTH} to {MAX_LENGTH} characters",
+            param="Idempotency-Key",
+        )
+    principal: Principal = request.user
+    route = f"{request.method} {request.path}"
+    fingerprint = hashlib.sha256(route.encode() + b"\n" + canonical(request.data)).digest()
+    _lock(f"{principal.tenant_id}|{principal.name}|{key}")
+    known = Idempotency.objects.filter(
+        tenant_id=principal.tenant_id, principal=principal.name, key=key, expires_at__gt=utcnow()
+    ).first()
+    if known is not None:
+        return _replay(known, fingerprint)
+    response = act()
+    _store(principal, key, route, fingerprint, response)
+    return response
+
+
+def _lock(name: str) -> None:
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number])
+        if not cursor.fetchone()[0]:
+            raise Problem(
+                IDEMPOTENCY_IN_PROGRESS, "a request with this key still runs; try again", retry_after_s=1
+            )
+
+
+def _replay(known: Idempotency, fingerprint: bytes) -> Response:
+    if bytes(known.fingerprint) != fingerprint:
+        raise Problem(
+            IDEMPOTENCY_MISMATCH,
+            "this Idempotency-Key was used with another body or route; use a fresh one",
+            param="Idempotency-Key",
+        )
+    return Response(known.body, status=known.status, headers={"Idempotency-Replayed": "true"})
+
+
+def _store(principal: Principal, key: str, route: str, fingerprint: bytes, response: Response) -> None:
+    body: Any = response.data
+    Idempotency.objects.update_or_create(
+        tenant_id=principal.tenant_id,
+        principal=principal.name,
+        key=key,
+        defaults={
+            "route": route,
+            "fingerprint": fingerprint,
+            "status": response.status_code,
+            "body": body,
+            "expires_at": utcnow() + KEPT,
+        },
+    )

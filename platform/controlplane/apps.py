@@ -1,0 +1,12 @@
+"""The control plane: the only room that knows all others."""
+
+from django.apps import AppConfig
+
+
+class ControlplaneConfig(AppConfig):
+    name = "controlplane"
+
+    def ready(self) -> None:
+        from controlplane import wiring
+
+        wiring.connect()

@@ -1,0 +1,61 @@
+"""Celery: hints and timers. Nothing of value lives only in the broker; every sweep is enough alone.
+
+The Redis settings are the ones without which tasks are lost or repeated: acknowledgement is emulated
+there, so the visibility timeout must exceed the longest task, in all three places.
+"""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
+
+from django.conf import settings
+
+VISIBILITY_TIMEOUT_S = 600
+
+app = Celery("moorage")
+app.conf.update(
+    broker_url=settings.REDIS_URL,
+    broker_transport_options={
+        "visibility_timeout": VISIBILITY_TIMEOUT_S,
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        "global_keyprefix": "celery:",
+    },
+    broker_connection_retry_on_startup=True,
+    result_backend=None,
+    result_backend_transport_options={"visibility_timeout": VISIBILITY_TIMEOUT_S},
+    visibility_timeout=VISIBILITY_TIMEOUT_S,
+    task_ignore_result=True,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_acks_on_failure_or_timeout=True,
+    task_time_limit=300,
+    task_soft_time_limit=240,
+    worker_prefetch_multiplier=1,
+    worker_soft_shutdown_timeout=30,
+    worker_hijack_root_logger=False,
+    task_default_queue="reconcile",
+    beat_schedule={
+        "inference.sweep": {"task": "inference.sweep", "schedule": 5.0, "options": {"expires": 5}},
+        "controlplane.project": {
+            "task": "controlplane.project",
+            "schedule": 30.0,
+            "options": {"expires": 30},
+        },
+        "billing.take_facts": {"task": "billing.take_facts", "schedule": 5.0, "options": {"expires": 5}},
+        "billing.rate_slices": {"task": "billing.rate_slices", "schedule": 10.0, "options": {"expires": 10}},
+        "billing.draft_invoices": {
+            "task": "billing.draft_invoices",
+            "schedule": 60.0,
+            "options": {"expires": 60},
+        },
+        "billing.check_books": {
+            "task": "billing.check_books",
+            "schedule": 3600.0,
+            "options": {"expires": 3600},
+        },
+    },
+)
+app.autodiscover_tasks()

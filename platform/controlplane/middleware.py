@@ -1,0 +1,114 @@
+"""Tenancy of a request: who asks, for which tenant, inside one transaction that sees only its rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from controlplane.api.problems import problem_response
+from kernel import keys
+from kernel.clock import utcnow
+from kernel.problems import INVALID_API_KEY, TENANT_SUSPENDED, UNAUTHENTICATED, Problem
+from tenants.models import Membership, Standing
+from tenants.rls import tenant_scope
+from tenants.selectors import KeyCredential, key_credential, membership_list_for, tenant_get
+
+API_PREFIX = "/api/"
+SESSION_TENANT = "tenant_id"
+# A miss costs the same comparison as a hit.
+_NO_DIGEST = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who acts through the API: `name` goes into the audit log and scopes Idempotency-Key."""
+
+    name: str
+    tenant_id: UUID
+    scopes: frozenset[str]
+
+
+class TenantMiddleware:
+    """Sets request.tenant with request.membership (session) or request.principal (API key)."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        request.tenant = request.membership = request.principal = None  # type: ignore[attr-defined]
+        if request.path.startswith(API_PREFIX):
+            return self._api(request)
+        if request.user.is_authenticated:
+            return self._session(request)
+        return self.get_response(request)
+
+    def _api(self, request: HttpRequest) -> HttpResponseBase:
+        try:
+            principal = authenticate(request.headers.get("Authorization", ""))
+        except Problem as problem:
+            return problem_response(problem)
+        if principal is None:
+            return self.get_response(request)
+        with tenant_scope(principal.tenant_id):
+            request.principal = principal  # type: ignore[attr-defined]
+            request.tenant = tenant_get(principal.tenant_id)  # type: ignore[attr-defined]
+            return _kept_if_good(self.get_response(request))
+
+    def _session(self, request: HttpRequest) -> HttpResponseBase:
+        user_id = request.user.pk
+        with tenant_scope(None, user_id=user_id):
+            membership = _chosen(membership_list_for(user_id), request.session.get(SESSION_TENANT))
+        if membership is None:
+            return self.get_response(request)
+        with tenant_scope(membership.tenant_id, user_id=user_id):
+            request.membership = membership  # type: ignore[attr-defined]
+            request.tenant = membership.tenant  # type: ignore[attr-defined]
+            return _kept_if_good(self.get_response(request))
+
+
+def authenticate(header: str) -> Principal | None:
+    """The principal behind `Authorization: Bearer moorage_…`; None without a header.
+
+    Problems: invalid_api_key (malformed, unknown, revoked, expired), tenant_suspended.
+    """
+    if not header:
+        return None
+    scheme, _, text = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Problem(UNAUTHENTICATED, "send the key as `Authorization: Bearer moorage_…`")
+    parsed = keys.parse(text.strip())
+    if parsed is None:
+        raise Problem(INVALID_API_KEY, "this is no Moorage API key; copy it whole, it starts with moorage_")
+    found = key_credential(parsed.public_id)
+    if not keys.matches(settings.KEY_PEPPER, parsed.text, found.secret_hmac if found else _NO_DIGEST):
+        raise Problem(INVALID_API_KEY, "the API key is not known; create one in the console under Keys")
+    assert found is not None
+    return _principal(parsed.public_id, found)
+
+
+def _principal(public_id: str, found: KeyCredential) -> Principal:
+    if found.revoked_at is not None:
+        raise Problem(INVALID_API_KEY, f"the API key {public_id} was revoked; create a new one")
+    if found.expires_at is not None and found.expires_at <= utcnow():
+        raise Problem(INVALID_API_KEY, f"the API key {public_id} has expired; create a new one")
+    if found.standing == Standing.SUSPENDED:
+        raise Problem(TENANT_SUSPENDED, "the tenant is suspended; settle the balance or ask the operator")
+    return Principal(f"key:{public_id}", found.tenant_id, frozenset(found.scopes))
+
+
+def _chosen(memberships: list[Membership], wanted: str | None) -> Membership | None:
+    for membership in memberships:
+        if str(membership.tenant_id) == wanted:
+            return membership
+    return memberships[0] if memberships else None
+
+
+def _kept_if_good(response: HttpResponseBase) -> HttpResponseBase:
+    # An exception in a view has become a response by now; its half-done writes must not stay.
+    if isinstance(response, HttpResponse) and response.status_code >= 400:
+        transaction.set_rollback(True)
+    return response

@@ -1,0 +1,165 @@
+"""Names and encodings of everything in the gateway's Redis: one module owns them.
+
+Intent (`key`, `route`, `sheets`, `shared`, `endpoints`, `epoch`) is written by the projection, facts
+(`pods`) by watcher and sweep, money (`float`) by the lender, reservations by the gateway.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID
+
+EPOCH = "v1:epoch"  # string: set once the projection is complete; absent means 503, never 401
+FLOAT_RUN = "v1:float:run"  # string: the run_id of the Redis that the lender lent to
+WANT = "v1:want"  # list of Want JSON: gateways push, the lender pops
+SHARED = "v1:shared"  # hash: public model name -> endpoint id
+FLOATS = "v1:floats"  # set of float keys that exist: what the lender walks
+
+PROVING, SERVING, DRAINING = "proving", "serving", "draining"
+
+
+def key(public_id: str) -> str:
+    """Hash {v: version, r: KeyRecord JSON}. The admission script compares v."""
+    return f"v1:key:{public_id}"
+
+
+def route(endpoint_id: str) -> str:
+    """String: RouteRecord JSON."""
+    return f"v1:route:{endpoint_id}"
+
+
+def pods(deployment_id: str) -> str:
+    """Hash: pod uid -> PodRecord JSON; replaced whole in one MULTI."""
+    return f"v1:pods:{deployment_id}"
+
+
+def endpoints(tenant_id: str | UUID) -> str:
+    """Set of the endpoint ids that a tenant owns."""
+    return f"v1:endpoints:{tenant_id}"
+
+
+def sheets(sku: str, region: str, currency: str) -> str:
+    """Hash: tenant id or '*' -> JSON list of sheet bodies (kernel.pricing.Sheet.body)."""
+    return f"v1:sheets:{sku}:{region}:{currency}"
+
+
+def float_key(tenant_id: str | UUID, purse: str, currency: str) -> str:
+    """Hash {gen, transfer, free, dry}: integers as decimal text, money in pico-units."""
+    return f"v1:float:{tenant_id}:{purse}:{currency}"
+
+
+def reservations(float_name: str) -> str:
+    """Hash: reservation id -> 'generation|amount|expiry_ms', beside the float it was taken from."""
+    return f"{float_name}:reserved"
+
+
+def pending(float_name: str) -> str:
+    """Hash: transfer number -> amount taken out of the float and not yet returned in PostgreSQL."""
+    return f"{float_name}:pending"
+
+
+def rpm(key_id: str | UUID, minute: int) -> str:
+    """Counter of the requests of one key in one minute (Unix minutes); expires."""
+    return f"v1:rpm:{key_id}:{minute}"
+
+
+def concurrency(key_id: str | UUID) -> str:
+    """Sorted set: reservation id -> expiry in ms; entries past their expiry do not count."""
+    return f"v1:conc:{key_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """What the gateway must know of an API key. `models` None allows every endpoint of the tenant."""
+
+    key_id: str
+    public_id: str
+    tenant_id: str
+    digest: str
+    version: int
+    currency: str
+    purses: list[str]
+    rpm: int
+    concurrency: int
+    live: bool = True
+    suspended: bool = False
+    expires_at: float | None = None
+    models: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRoute:
+    """One recipe on one pool behind an endpoint. `sku` is what its tokens are priced under."""
+
+    deployment_id: str
+    weight: int
+    sku: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRecord:
+    """Intent for one endpoint. `served_name` is the model name that its engines answer to."""
+
+    endpoint_id: str
+    tenant_id: str
+    shared: bool
+    model: str
+    served_name: str
+    region: str
+    max_model_len: int
+    generation: int
+    running: bool
+    created: int
+    deployments: list[DeploymentRoute] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """Fact for one replica: where it listens and whether customers may reach it."""
+
+    pod_uid: str
+    address: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A gateway asks the lender: `amount` pico-units more in this float."""
+
+    tenant_id: str
+    purse: str
+    currency: str
+    amount: int
+
+
+def dumps(record: KeyRecord | RouteRecord | PodRecord | Want) -> str:
+    """The record as JSON."""
+    return json.dumps(asdict(record), separators=(",", ":"))
+
+
+def load_key(text: str | bytes) -> KeyRecord:
+    """The KeyRecord that `dumps` wrote."""
+    return KeyRecord(**json.loads(text))
+
+
+def load_route(text: str | bytes) -> RouteRecord:
+    """The RouteRecord that `dumps` wrote."""
+    value: dict[str, Any] = json.loads(text)
+    value["deployments"] = [DeploymentRoute(**item) for item in value["deployments"]]
+    return RouteRecord(**value)
+
+
+def load_pod(text: str | bytes) -> PodRecord:
+    """The PodRecord that `dumps` wrote."""
+    return PodRecord(**json.loads(text))
+
+
+def load_want(text: str | bytes) -> Want:
+    """The Want that `dumps` wrote."""
+    return Want(**json.loads(text))
+
+
+def decode_hash(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A Redis hash as text."""
+    return {name.decode(): value.decode() for name, value in raw.items()}

@@ -1,0 +1,62 @@
+"""Reads of the tenants room."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.db import connection
+from django.db.models import QuerySet
+
+from tenants.models import ApiKey, Membership, Quota, Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCredential:
+    """What authentication needs of a key before any tenant is known."""
+
+    key_id: UUID
+    tenant_id: UUID
+    secret_hmac: bytes
+    scopes: list[str]
+    standing: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+def key_credential(public_id: str) -> KeyCredential | None:
+    """The credential behind a public id, through a function that reveals one row at a time."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM api_key_credential(%s)", [public_id])
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    key_id, tenant_id, secret_hmac, scopes, standing, expires_at, revoked_at = row
+    return KeyCredential(
+        key_id, tenant_id, bytes(secret_hmac), json.loads(scopes), standing, expires_at, revoked_at
+    )
+
+
+def api_key_list_for(tenant_id: UUID) -> QuerySet[ApiKey]:
+    """A tenant's keys, newest first; revoked ones stay visible."""
+    return ApiKey.objects.filter(tenant_id=tenant_id).order_by("-created_at")
+
+
+def membership_list_for(user_id: int) -> list[Membership]:
+    """A person's memberships with their tenants, by tenant name."""
+    return list(
+        Membership.objects.filter(user_id=user_id).select_related("tenant").order_by("tenant__name", "id")
+    )
+
+
+def quota_limit(tenant_id: UUID, resource: str) -> int:
+    """The tenant's limit of a resource; 0 where none was ever set."""
+    return (
+        Quota.objects.filter(tenant_id=tenant_id, resource=resource).values_list("limit", flat=True).first()
+        or 0
+    )
+
+
+def tenant_get(tenant_id: UUID) -> Tenant:
+    """The tenant; Tenant.DoesNotExist outside its scope."""
+    return Tenant.objects.get(id=tenant_id)

@@ -1,0 +1,147 @@
+"""Writes of the tenants room."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+
+from kernel import keys
+from kernel.clock import utcnow
+from kernel.pricing import canonical
+from kernel.problems import INVALID_PARAMETER, Problem
+from tenants.models import ApiKey, Membership, Quota, Role, Scope, Standing, Tenant, TenantKind
+
+DEFAULT_QUOTAS = {"endpoints": 20, "accelerators": 16}
+MAX_NAME_LENGTH = 80
+
+
+def audit_write(*, actor: str, tenant_id: UUID | None, action: str, detail: dict[str, Any]) -> None:
+    """Append one row to the audit chain, in the caller's transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT audit_append(%s, %s::uuid, %s, %s::jsonb)",
+            [actor, tenant_id, action, canonical(detail).decode()],
+        )
+
+
+@transaction.atomic
+def tenant_create(
+    *, name: str, currency: str, kind: str = TenantKind.CUSTOMER, actor: str = "operator"
+) -> Tenant:
+    """A tenant with its default quotas."""
+    tenant = Tenant.objects.create(name=_name(name), currency=currency, kind=kind)
+    Quota.objects.bulk_create(
+        Quota(tenant=tenant, resource=resource, limit=limit) for resource, limit in DEFAULT_QUOTAS.items()
+    )
+    audit_write(actor=actor, tenant_id=tenant.id, action="tenant.created", detail={"name": tenant.name})
+    return tenant
+
+
+@transaction.atomic
+def member_add(*, tenant_id: UUID, user: User, role: str, actor: str = "operator") -> Membership:
+    """Give a user one role in a tenant; a repeat changes the role."""
+    if role not in Role.values:
+        raise Problem(INVALID_PARAMETER, f"role is one of {', '.join(Role.values)}", param="role")
+    membership, _ = Membership.objects.update_or_create(
+        tenant_id=tenant_id, user=user, defaults={"role": role}
+    )
+    audit_write(
+        actor=actor, tenant_id=tenant_id, action="member.added", detail={"user": user.pk, "role": role}
+    )
+    return membership
+
+
+@transaction.atomic
+def quota_set(*, tenant_id: UUID, resource: str, limit: int, actor: str = "operator") -> None:
+    """Change how much a tenant may hold at once."""
+    if resource not in DEFAULT_QUOTAS:
+        raise Problem(INVALID_PARAMETER, f"resource is one of {', '.join(DEFAULT_QUOTAS)}", param="resource")
+    Quota.objects.update_or_create(tenant_id=tenant_id, resource=resource, defaults={"limit": limit})
+    audit_write(
+        actor=actor, tenant_id=tenant_id, action="quota.set", detail={"resource": resource, "limit": limit}
+    )
+
+
+@transaction.atomic
+def standing_set(*, tenant_id: UUID, standing: str, actor: str) -> None:
+    """Billing's verdict on a tenant; the projection carries it to the gateways."""
+    if standing not in Standing.values:
+        raise Problem(INVALID_PARAMETER, f"standing is one of {', '.join(Standing.values)}", param="standing")
+    Tenant.objects.filter(id=tenant_id).update(standing=standing)
+    audit_write(actor=actor, tenant_id=tenant_id, action=f"tenant.{standing}", detail={})
+
+
+@transaction.atomic
+def api_key_create(
+    *,
+    tenant_id: UUID,
+    name: str,
+    actor: str,
+    scopes: list[str] | None = None,
+    allowed_models: list[str] | None = None,
+    rpm: int = 600,
+    concurrency: int = 64,
+    expires_at: datetime | None = None,
+    mode: str = "live",
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which is shown once and never stored.
+
+    Problems name the field: unknown scope, rpm or concurrency out of range, expiry in the past.
+    """
+    scopes = scopes if scopes is not None else [Scope.INFERENCE]
+    if not scopes or set(scopes) - set(Scope.values):
+        raise Problem(
+            INVALID_PARAMETER, f"scopes are {' and '.join(Scope.values)}, at least one", param="scopes"
+        )
+    for param, value, most in (("rpm", rpm, 1_000_000), ("concurrency", concurrency, 10_000)):
+        if not 1 <= value <= most:
+            raise Problem(INVALID_PARAMETER, f"{param} is from 1 to {most}", param=param)
+    if expires_at is not None and expires_at <= utcnow():
+        raise Problem(
+            INVALID_PARAMETER, "expires_at lies in the past; leave it out for no expiry", param="expires_at"
+        )
+    generated = keys.generate(mode)
+    key = ApiKey.objects.create(
+        tenant_id=tenant_id,
+        public_id=generated.public_id,
+        secret_hmac=keys.digest(settings.KEY_PEPPER, generated.text),
+        name=_name(name),
+        scopes=scopes,
+        allowed_models=allowed_models,
+        rpm=rpm,
+        concurrency=concurrency,
+        expires_at=expires_at,
+    )
+    audit_write(
+        actor=actor, tenant_id=tenant_id, action="api_key.created", detail={"public_id": key.public_id}
+    )
+    return key, generated.text
+
+
+@transaction.atomic
+def api_key_revoke(*, key: ApiKey, actor: str) -> ApiKey:
+    """Revoke a key; a repeat changes nothing. It holds once the projection carries the new version."""
+    locked = ApiKey.objects.select_for_update().get(id=key.id)
+    if locked.revoked_at is None:
+        locked.revoked_at = utcnow()
+        locked.version += 1
+        locked.save(update_fields=["revoked_at", "version"])
+        audit_write(
+            actor=actor,
+            tenant_id=locked.tenant_id,
+            action="api_key.revoked",
+            detail={"public_id": locked.public_id},
+        )
+    return locked
+
+
+def _name(text: str) -> str:
+    cleaned = " ".join(text.split())
+    if not 1 <= len(cleaned) <= MAX_NAME_LENGTH or not cleaned.isprintable():
+        raise Problem(
+            INVALID_PARAMETER, f"name has 1 to {MAX_NAME_LENGTH} printable characters", param="name"
+        )
+    return cleaned

@@ -1,0 +1,113 @@
+"""Tenancy is enforced by the database: unset, foreign or raw, a query sees nothing it should not."""
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import connection, transaction
+from django.db.utils import ProgrammingError
+
+from kernel.ids import new_id
+from tenants import selectors, services
+from tenants.models import ApiKey, Tenant
+from tenants.rls import tenant_scope
+from tests.conftest import as_role
+
+
+def make_tenant(name: str = "Harbour") -> Tenant:
+    return services.tenant_create(name=name, currency="USD")
+
+
+def visible(sql: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]
+
+
+def test_web_sees_no_row_without_a_tenant(database: None) -> None:
+    services.api_key_create(tenant_id=make_tenant().id, name="one", actor="t")
+    with as_role("web"):
+        assert visible("SELECT count(*) FROM api_key") == 0
+        assert visible("SELECT count(*) FROM tenant") == 0
+
+
+def test_web_sees_its_own_tenant_only_and_nothing_after_the_scope(database: None) -> None:
+    ours, theirs = make_tenant(), make_tenant("Other")
+    services.api_key_create(tenant_id=ours.id, name="ours", actor="t")
+    services.api_key_create(tenant_id=theirs.id, name="theirs", actor="t")
+    with as_role("web"):
+        with tenant_scope(ours.id):
+            assert [key.name for key in ApiKey.objects.all()] == ["ours"]
+            assert visible("SELECT count(*) FROM tenant") == 1
+        assert visible("SELECT count(*) FROM api_key") == 0
+
+
+def test_web_cannot_write_a_row_of_another_tenant(database: None) -> None:
+    ours, theirs = make_tenant(), make_tenant("Other")
+    with as_role("web"), pytest.raises(ProgrammingError, match="row-level security"), tenant_scope(ours.id):
+        services.api_key_create(tenant_id=theirs.id, name="forged", actor="t")
+
+
+def test_web_cannot_change_an_audit_row(database: None) -> None:
+    tenant = make_tenant()
+    with as_role("web"), pytest.raises(ProgrammingError, match="permission denied"), tenant_scope(tenant.id):
+        visible("UPDATE audit_log SET actor = 'nobody' RETURNING 1")
+
+
+def test_the_check_finds_a_table_without_a_policy_and_a_link_that_may_cross_tenants(
+    admin_dsn: str, migrated_database: str
+) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(migrated_database)["dbname"]
+    with psycopg.connect(admin_dsn, dbname=name, autocommit=True) as admin:
+        admin.execute("CREATE TABLE stray (tenant_id uuid, key_id uuid REFERENCES api_key)")
+        try:
+            with as_role("owner"), pytest.raises(Exception, match=r"(?s)stray has tenant_id.*stray.key_id"):
+                call_command("check", databases=["default"])
+        finally:
+            admin.execute("DROP TABLE stray")
+    with as_role("owner"):
+        call_command("check", databases=["default"])
+
+
+def test_a_key_is_found_by_its_public_id_before_a_tenant_is_known(database: None) -> None:
+    tenant = make_tenant()
+    key, text = services.api_key_create(tenant_id=tenant.id, name="k", actor="t", scopes=["manage"])
+    with as_role("web"):
+        found = selectors.key_credential(key.public_id)
+        assert found is not None
+        assert (found.tenant_id, found.scopes, found.revoked_at) == (tenant.id, ["manage"], None)
+        assert text not in repr(found)
+        assert selectors.key_credential("absent000000") is None
+
+
+def test_revoking_twice_raises_the_version_once(database: None) -> None:
+    key, _ = services.api_key_create(tenant_id=make_tenant().id, name="k", actor="t")
+    first = services.api_key_revoke(key=key, actor="t")
+    second = services.api_key_revoke(key=key, actor="t")
+    assert (first.version, second.version) == (2, 2)
+    assert first.revoked_at == second.revoked_at
+
+
+def test_the_audit_chain_holds_and_grows_by_one(database: None) -> None:
+    tenant = make_tenant()
+    services.audit_write(actor="ann", tenant_id=tenant.id, action="test.acted", detail={"n": 1})
+    broken = """SELECT count(*) FROM (
+      SELECT prev_hash, hash, lag(hash) OVER w AS p, lag(seq) OVER w AS ps, seq,
+        sha256(COALESCE(prev_hash, ''::bytea) || convert_to(concat_ws('|', seq, extract(epoch FROM at), actor,
+          tenant_id, action, detail::text), 'UTF8')) AS h
+      FROM audit_log WINDOW w AS (ORDER BY seq)) z
+      WHERE hash <> h OR prev_hash IS DISTINCT FROM p OR (ps IS NOT NULL AND seq <> ps + 1)"""
+    assert visible(broken) == 0
+
+
+def test_a_duplicate_fact_in_the_outbox_is_one_fact(database: None) -> None:
+    from tenants import outbox
+
+    topic = f"test.{new_id()}"
+    for _ in range(3):
+        outbox.publish(topic=topic, dedupe_key=topic, payload={"a": 1})
+    with transaction.atomic():
+        rows = outbox.take(topic=topic)
+        assert [row.payload for row in rows] == [{"a": 1}]
+        outbox.mark(rows)
+    with transaction.atomic():
+        assert outbox.take(topic=topic) == []
