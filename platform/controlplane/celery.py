@@ -9,6 +9,7 @@ import os
 from celery import Celery
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
+os.environ.setdefault("MOORAGE_ROLE", "system")
 
 from django.conf import settings
 

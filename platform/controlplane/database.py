@@ -45,9 +45,7 @@ def bootstrap(admin_dsn: str, database: str, secret: str) -> None:
             _ensure_role(connection, role, secret)
         exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone()
         if not exists:
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} OWNER moorage_owner").format(sql.Identifier(database))
-            )
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER moorage_owner").format(sql.Identifier(database)))
     with psycopg.connect(admin_dsn, dbname=database, autocommit=True) as connection:
         connection.execute("ALTER SCHEMA public OWNER TO moorage_owner")
         connection.execute("GRANT USAGE ON SCHEMA public TO moorage_web, moorage_system, moorage_auditor")

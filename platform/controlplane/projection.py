@@ -4,42 +4,47 @@ A write older than what Redis has is dropped there, so two writers may race. `pr
 enough: it rebuilds an empty Redis and sets the epoch, without which gateways admit nothing.
 """
 
-import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
+from uuid import UUID
 
 import redis
 from django.conf import settings
 
-from kernel import wire
-from tenants.models import ApiKey, Standing
+from billing import selectors as billing
+from inference import selectors as inference
+from inference.ports import Unavailable
+from kernel import ids, wire
+from kernel.pricing import canonical
+from tenants.models import ApiKey, Scope, Standing
 
-log = logging.getLogger(__name__)
-
-# KEYS key hash; ARGV version, record: only forward.
+PURSES = ["general"]
+# KEYS key; ARGV version, record: only forward.
 _SET_KEY = """
 if tonumber(redis.call('HGET', KEYS[1], 'v') or '-1') > tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[1], 'r', ARGV[2]) return 1
 """
-# KEYS route; ARGV generation, record: only forward.
+# KEYS route, its tenant's endpoints, shared names; ARGV generation, record, id, shared name or ''.
 _SET_ROUTE = """
 local old = redis.call('GET', KEYS[1])
 if old and cjson.decode(old).generation > tonumber(ARGV[1]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[2]) return 1
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[3], ARGV[4], ARGV[3]) end
+return 1
 """
-PURSES = ["general"]
 
 
 @cache
 def client() -> "redis.Redis[bytes]":
     """The gateways' Redis; one pool per process."""
-    return redis.Redis.from_url(
-        settings.REDIS_GATEWAY_URL, socket_timeout=5, socket_connect_timeout=2, health_check_interval=30
-    )
+    return redis.Redis.from_url(settings.REDIS_GATEWAY_URL, socket_timeout=5, socket_connect_timeout=2)
 
 
-def project_key(key: ApiKey) -> None:
-    """Write one key's record; a revocation holds at every gateway from here on."""
-    record = wire.KeyRecord(
+def key_record(key: ApiKey) -> wire.KeyRecord:
+    """What gateways must know of a key; a revoked one stays, so that they can say so."""
+    return wire.KeyRecord(
         key_id=str(key.id),
         public_id=key.public_id,
         tenant_id=str(key.tenant_id),
@@ -49,9 +54,91 @@ def project_key(key: ApiKey) -> None:
         purses=PURSES,
         rpm=key.rpm,
         concurrency=key.concurrency,
-        live=key.revoked_at is None and "inference" in key.scopes,
+        live=key.revoked_at is None and Scope.INFERENCE in key.scopes,
         suspended=key.tenant.standing == Standing.SUSPENDED,
         expires_at=key.expires_at.timestamp() if key.expires_at else None,
         models=key.allowed_models,
     )
-    client().eval(_SET_KEY, 1, wire.key(key.public_id), record.version, wire.dumps(record))
+
+
+def project_key(record: wire.KeyRecord) -> None:
+    """Write one key's record: it holds at every gateway from here on."""
+    client().eval(_SET_KEY, 1, wire.key(record.public_id), record.version, wire.dumps(record))
+
+
+def project_route(endpoint_id: UUID) -> None:
+    """Write one endpoint's route; one whose delete was asked for is left to `remove_route`."""
+    record = inference.route_get(endpoint_id)
+    if record is None:
+        return
+    try:
+        _write_route(record)
+    except redis.RedisError as error:
+        raise Unavailable(f"the gateways' Redis: {error}") from error
+
+
+def remove_route(endpoint_id: UUID) -> None:
+    """Take an endpoint out of every gateway's sight."""
+    public_id = ids.encode(ids.ENDPOINT, endpoint_id)
+    try:
+        raw = client().get(wire.route(public_id))
+        if raw is None:
+            return
+        record = wire.load_route(raw)
+        pipe = client().pipeline(transaction=True)
+        pipe.delete(wire.route(public_id), *(wire.pods(item.deployment_id) for item in record.deployments))
+        pipe.srem(wire.endpoints(record.tenant_id), public_id)
+        if record.shared:
+            pipe.hdel(wire.SHARED, record.model)
+        pipe.execute()
+    except redis.RedisError as error:
+        raise Unavailable(f"the gateways' Redis: {error}") from error
+
+
+def publish_pods(deployment_id: UUID, pods: Sequence[wire.PodRecord]) -> None:
+    """Replace one deployment's pods whole."""
+    name = wire.pods(str(deployment_id))
+    pipe = client().pipeline(transaction=True)
+    pipe.delete(name)
+    if pods:
+        pipe.hset(name, mapping={pod.pod_uid: wire.dumps(pod) for pod in pods})
+    try:
+        pipe.execute()
+    except redis.RedisError as error:
+        raise Unavailable(f"the gateways' Redis: {error}") from error
+
+
+def project_sheets() -> None:
+    """Write every price sheet that is or will be in force."""
+    by_key: dict[str, dict[str, list[bytes]]] = defaultdict(lambda: defaultdict(list))
+    for sheet in billing.sheets_for_projection():
+        owner = sheet.tenant_id or "*"
+        by_key[wire.sheets(sheet.sku, sheet.region, sheet.currency)][owner].append(canonical(sheet.body()))
+    pipe = client().pipeline(transaction=True)
+    for name, owners in by_key.items():
+        pipe.hset(name, mapping={owner: b"[" + b",".join(bodies) + b"]" for owner, bodies in owners.items()})
+    pipe.execute()
+
+
+def project_all() -> None:
+    """Everything, and the epoch last: from then on an absent key means that there is none."""
+    for key in ApiKey.objects.select_related("tenant"):
+        project_key(key_record(key))
+    for record in inference.route_list():
+        _write_route(record)
+    project_sheets()
+    client().set(wire.EPOCH, "1")
+
+
+def _write_route(record: wire.RouteRecord) -> None:
+    client().eval(
+        _SET_ROUTE,
+        3,
+        wire.route(record.endpoint_id),
+        wire.endpoints(record.tenant_id),
+        wire.SHARED,
+        record.generation,
+        wire.dumps(record),
+        record.endpoint_id,
+        record.model if record.shared else "",
+    )

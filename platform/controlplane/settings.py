@@ -12,6 +12,7 @@ env = environ.Env()
 
 STATE_DIR = Path(env("MOORAGE_STATE_DIR", default=str(ROOT / ".moorage"))).resolve()
 ENGINES_DIR = Path(env("MOORAGE_ENGINES", default=str(ROOT / ".engines"))).resolve()
+WEIGHTS_DIR = Path(env("MOORAGE_WEIGHTS", default=str(STATE_DIR / "weights"))).resolve()
 REGION = env("MOORAGE_REGION", default="local")
 LOCAL_MODEL = env("MOORAGE_LOCAL_MODEL", default="")
 ROLE = env("MOORAGE_ROLE", default="web")
@@ -46,13 +47,12 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"
 
-DATABASES = {
-    "default": django_config(env("DATABASE_URL", default="postgres://127.0.0.1:5432/moorage"), ROLE, SECRET)
-}
+DATABASES = {"default": django_config(env("DATABASE_URL", default="postgres://127.0.0.1:5432/moorage"), ROLE, SECRET)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 REDIS_URL = env("REDIS_URL", default="redis://127.0.0.1:6379/0")
 REDIS_GATEWAY_URL = env("REDIS_GATEWAY_URL", default=f"{REDIS_URL.rsplit('/', 1)[0]}/1")
+WEB_LISTEN = env("WEB_LISTEN", default="127.0.0.1:8000")
 GATEWAY_URL = env("GATEWAY_URL", default="http://127.0.0.1:8080")
 GATEWAY_INTERNAL_URLS = env.list("GATEWAY_INTERNAL_URLS", default=["http://127.0.0.1:8081"])
 

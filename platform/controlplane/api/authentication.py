@@ -30,7 +30,5 @@ class ManageScope(BasePermission):
         if request.user is None:
             return False
         if Scope.MANAGE not in request.user.scopes:
-            raise Problem(
-                FORBIDDEN, "this key lacks the scope `manage`; create one with it in the console under Keys"
-            )
+            raise Problem(FORBIDDEN, "this key lacks the scope `manage`; create one with it in the console under Keys")
         return True

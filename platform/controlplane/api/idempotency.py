@@ -7,7 +7,6 @@ in the transaction that made it true.
 import hashlib
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from django.db import connection
 from rest_framework.request import Request
@@ -29,8 +28,10 @@ KEPT = timedelta(hours=24)
 MIN_LENGTH, MAX_LENGTH = 16, 255
 
 
-def once(request: Request, act: Callable[[], Response]) -> Response:
+def once(request: Request, act: Callable[[], Response], *, secret: str | None = None) -> Response:
     """Run `act` for a new key, replay its stored answer for a known one.
+
+    `secret` names a field that is answered once and stored as null.
 
     Problems: 400 missing or too short, 409 still running, 422 the same key with another body.
     """
@@ -57,7 +58,7 @@ def once(request: Request, act: Callable[[], Response]) -> Response:
     if known is not None:
         return _replay(known, fingerprint)
     response = act()
-    _store(principal, key, route, fingerprint, response)
+    _store(principal, key, route, fingerprint, response, secret)
     return response
 
 
@@ -66,9 +67,7 @@ def _lock(name: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number])
         if not cursor.fetchone()[0]:
-            raise Problem(
-                IDEMPOTENCY_IN_PROGRESS, "a request with this key still runs; try again", retry_after_s=1
-            )
+            raise Problem(IDEMPOTENCY_IN_PROGRESS, "a request with this key still runs; try again", retry_after_s=1)
 
 
 def _replay(known: Idempotency, fingerprint: bytes) -> Response:
@@ -81,8 +80,10 @@ def _replay(known: Idempotency, fingerprint: bytes) -> Response:
     return Response(known.body, status=known.status, headers={"Idempotency-Replayed": "true"})
 
 
-def _store(principal: Principal, key: str, route: str, fingerprint: bytes, response: Response) -> None:
-    body: Any = response.data
+def _store(
+    principal: Principal, key: str, route: str, fingerprint: bytes, response: Response, secret: str | None
+) -> None:
+    body = {**response.data, secret: None} if secret else response.data
     Idempotency.objects.update_or_create(
         tenant_id=principal.tenant_id,
         principal=principal.name,

@@ -1,0 +1,45 @@
+"""Input of the provisioning API: shapes and limits; meaning is checked by the services."""
+
+from rest_framework import serializers
+
+from inference.core.words import Rung
+from tenants.models import Scope
+
+
+class EndpointCreateIn(serializers.Serializer[dict[str, object]]):
+    """`region` defaults to this installation's."""
+
+    name = serializers.CharField(max_length=200)
+    release = serializers.CharField(max_length=200)
+    rung = serializers.CharField(max_length=20, default=Rung.DEDICATED.value)
+    region = serializers.CharField(max_length=64, required=False)
+    accelerator = serializers.CharField(max_length=64, required=False, allow_null=True, default=None)
+    replicas = serializers.IntegerField(default=1)
+
+
+class EndpointScaleIn(serializers.Serializer[dict[str, object]]):
+    replicas = serializers.IntegerField()
+
+
+class ApiKeyCreateIn(serializers.Serializer[dict[str, object]]):
+    """`models` limits a key to endpoint ids; null allows every endpoint of the tenant."""
+
+    name = serializers.CharField(max_length=200)
+    scopes = serializers.ListField(child=serializers.ChoiceField(Scope.choices), required=False)
+    models = serializers.ListField(
+        child=serializers.CharField(max_length=64),
+        required=False,
+        allow_null=True,
+        default=None,
+        max_length=100,
+    )
+    rpm = serializers.IntegerField(default=600)
+    concurrency = serializers.IntegerField(default=64)
+    expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
+
+
+class Page(serializers.Serializer[dict[str, object]]):
+    """How many rows, newest first."""
+
+    limit = serializers.IntegerField(default=50, min_value=1, max_value=500)
+    endpoint_id = serializers.CharField(max_length=40, required=False, default="")

@@ -1,0 +1,150 @@
+"""The provisioning API: each view checks shapes, calls one service or selector, and spells the answer."""
+
+from typing import Any
+
+from django.conf import settings
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import Serializer
+from rest_framework.views import APIView
+
+from controlplane import keys
+from controlplane.api import answers
+from controlplane.api.idempotency import once
+from controlplane.api.serializers import ApiKeyCreateIn, EndpointCreateIn, EndpointScaleIn
+from inference import selectors as inference
+from inference import services
+from inference.access import access_endpoint
+from inference.models import Endpoint
+from tenants.access import access_api_key
+from tenants.selectors import api_key_list_for
+
+OBJECT = {200: OpenApiTypes.OBJECT}
+ACCEPTED = {202: OpenApiTypes.OBJECT}
+
+
+def _checked(serializer: type[Serializer[Any]], data: Any) -> dict[str, Any]:
+    bound = serializer(data=data)
+    bound.is_valid(raise_exception=True)
+    return dict(bound.validated_data)
+
+
+def _own(request: Request, endpoint_id: str) -> Endpoint:
+    return access_endpoint(tenant_id=request.user.tenant_id, endpoint_id=endpoint_id)
+
+
+def _accepted(request: Request, endpoint: Endpoint) -> Response:
+    view = inference.endpoint_get(tenant_id=request.user.tenant_id, endpoint_id=answers.endpoint_id(endpoint.id))
+    return Response(answers.endpoint(view), status=202, headers={"Location": f"/api/v1/endpoints/{view.id}"})
+
+
+class ReleaseList(APIView):
+    """The catalogue: what can be berthed, on which pools, and its SKUs."""
+
+    @extend_schema(operation_id="release_list", responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        views = inference.release_list(settings.REGION)
+        return Response({"releases": [answers.release(view) for view in views]})
+
+
+class EndpointList(APIView):
+    """A tenant's endpoints."""
+
+    @extend_schema(operation_id="endpoint_list", responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        views = inference.endpoint_list_for(request.user.tenant_id)
+        return Response({"endpoints": [answers.endpoint(view) for view in views]})
+
+    @extend_schema(operation_id="endpoint_create", request=EndpointCreateIn, responses=ACCEPTED)
+    def post(self, request: Request) -> Response:
+        def act() -> Response:
+            wanted = _checked(EndpointCreateIn, request.data)
+            wanted.setdefault("region", settings.REGION)
+            endpoint = services.endpoint_create(tenant_id=request.user.tenant_id, actor=request.user.name, **wanted)
+            return _accepted(request, endpoint)
+
+        return once(request, act)
+
+
+class EndpointDetail(APIView):
+    """One endpoint: its phase, its conditions, its deployment."""
+
+    @extend_schema(operation_id="endpoint_get", responses=OBJECT)
+    def get(self, request: Request, endpoint_id: str) -> Response:
+        view = inference.endpoint_get(tenant_id=request.user.tenant_id, endpoint_id=endpoint_id)
+        return Response(answers.endpoint(view))
+
+    @extend_schema(operation_id="endpoint_delete", responses=ACCEPTED)
+    def delete(self, request: Request, endpoint_id: str) -> Response:
+        endpoint = services.endpoint_delete(endpoint=_own(request, endpoint_id), actor=request.user.name)
+        return _accepted(request, endpoint)
+
+
+class EndpointScale(APIView):
+    """Change how many replicas run."""
+
+    @extend_schema(operation_id="endpoint_scale", request=EndpointScaleIn, responses=ACCEPTED)
+    def post(self, request: Request, endpoint_id: str) -> Response:
+        def act() -> Response:
+            wanted = _checked(EndpointScaleIn, request.data)
+            endpoint = _own(request, endpoint_id)
+            return _accepted(request, services.endpoint_scale(endpoint=endpoint, actor=request.user.name, **wanted))
+
+        return once(request, act)
+
+
+class EndpointPause(APIView):
+    """End the engines and the bill, keep the id."""
+
+    @extend_schema(operation_id="endpoint_pause", request=None, responses=ACCEPTED)
+    def post(self, request: Request, endpoint_id: str) -> Response:
+        def act() -> Response:
+            endpoint = _own(request, endpoint_id)
+            return _accepted(request, services.endpoint_pause(endpoint=endpoint, actor=request.user.name))
+
+        return once(request, act)
+
+
+class EndpointResume(APIView):
+    """Run a paused endpoint again."""
+
+    @extend_schema(operation_id="endpoint_resume", request=None, responses=ACCEPTED)
+    def post(self, request: Request, endpoint_id: str) -> Response:
+        def act() -> Response:
+            endpoint = _own(request, endpoint_id)
+            return _accepted(request, services.endpoint_resume(endpoint=endpoint, actor=request.user.name))
+
+        return once(request, act)
+
+
+class ApiKeyList(APIView):
+    """A tenant's keys; the text of a new one is in the answer of its creation and nowhere else."""
+
+    @extend_schema(operation_id="api_key_list", responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        return Response({"api_keys": [answers.api_key(key) for key in api_key_list_for(request.user.tenant_id)]})
+
+    @extend_schema(operation_id="api_key_create", request=ApiKeyCreateIn, responses={201: OpenApiTypes.OBJECT})
+    def post(self, request: Request) -> Response:
+        def act() -> Response:
+            wanted = _checked(ApiKeyCreateIn, request.data)
+            key, text = keys.key_create(
+                tenant_id=request.user.tenant_id,
+                actor=request.user.name,
+                allowed_models=wanted.pop("models"),
+                **wanted,
+            )
+            return Response({**answers.api_key(key), "key": text}, status=201)
+
+        return once(request, act, secret="key")
+
+
+class ApiKeyDetail(APIView):
+    """One key by its public id."""
+
+    @extend_schema(operation_id="api_key_revoke", responses=OBJECT)
+    def delete(self, request: Request, public_id: str) -> Response:
+        key = access_api_key(tenant_id=request.user.tenant_id, public_id=public_id)
+        return Response(answers.api_key(keys.key_revoke(key=key, actor=request.user.name)))

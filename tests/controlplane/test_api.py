@@ -1,0 +1,143 @@
+"""The provisioning API over HTTP: who may, what is refused in which words, and that a repeat is one act."""
+
+import json
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from kernel.ids import new_id
+from tenants import services
+from tests.conftest import as_role
+
+PROBLEM = "application/problem+json"
+
+
+class Api:
+    """A client with one tenant's key, answered by the whole Django stack under the web role."""
+
+    def __init__(self, scopes: list[str], name: str = "Api") -> None:
+        self.tenant = services.tenant_create(name=name, currency="USD")
+        _, self.key = services.api_key_create(tenant_id=self.tenant.id, name="k", actor="t", scopes=scopes)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        with as_role("web"):
+            return Client().generic(
+                method,
+                f"/api/v1{path}",
+                data=json.dumps(body) if body is not None else b"",
+                content_type="application/json",
+                headers={"Authorization": f"Bearer {self.key}", **headers},
+            )
+
+
+@pytest.fixture
+def api(database: None) -> Api:
+    return Api(["manage"])
+
+
+def new_key() -> dict[str, str]:
+    return {"Idempotency-Key": str(new_id())}
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [("", "unauthenticated"), ("Basic x", "unauthenticated"), ("Bearer nonsense", "invalid_api_key")],
+)
+def test_without_a_good_key_the_answer_is_401_and_says_what_to_send(api: Api, header: str, code: str) -> None:
+    api.key = ""
+    answer = api.call("GET", "/endpoints", Authorization=header)
+    assert answer.status_code == 401
+    assert answer.headers["Content-Type"] == PROBLEM
+    assert answer.json()["code"] == code
+    assert "WWW-Authenticate" in answer.headers
+
+
+def test_a_key_for_inference_alone_may_not_provision(database: None) -> None:
+    answer = Api(["inference"]).call("GET", "/endpoints")
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert "manage" in answer.json()["detail"]
+
+
+def test_a_suspended_tenant_is_told_so(api: Api) -> None:
+    services.standing_set(tenant_id=api.tenant.id, standing="suspended", actor="t")
+    assert api.call("GET", "/endpoints").json()["code"] == "tenant_suspended"
+
+
+def test_a_post_without_idempotency_key_is_refused(api: Api) -> None:
+    answer = api.call("POST", "/api-keys", {"name": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "idempotency_key_missing")
+    short = api.call("POST", "/api-keys", {"name": "x"}, **{"Idempotency-Key": "short"})
+    assert (short.status_code, short.json()["param"]) == (400, "Idempotency-Key")
+
+
+def test_a_repeated_post_acts_once_and_never_shows_the_secret_again(api: Api) -> None:
+    headers = new_key()
+    first = api.call("POST", "/api-keys", {"name": "once"}, **headers)
+    again = api.call("POST", "/api-keys", {"name": "once"}, **headers)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json()["key"].startswith("moorage_live_")
+    assert again.json()["key"] is None
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert first.json()["public_id"] == again.json()["public_id"]
+    names = [key["name"] for key in api.call("GET", "/api-keys").json()["api_keys"]]
+    assert names.count("once") == 1
+
+
+def test_the_same_idempotency_key_with_another_body_is_422(api: Api) -> None:
+    headers = new_key()
+    api.call("POST", "/api-keys", {"name": "one"}, **headers)
+    other = api.call("POST", "/api-keys", {"name": "two"}, **headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
+def test_a_refused_post_may_be_repaired_under_the_same_key(api: Api) -> None:
+    headers = new_key()
+    refused = api.call("POST", "/api-keys", {"name": "x", "rpm": 0}, **headers)
+    assert (refused.status_code, refused.json()["param"]) == (400, "rpm")
+    assert api.call("POST", "/api-keys", {"name": "x", "rpm": 5}, **headers).status_code == 201
+
+
+def test_bad_input_names_the_field(api: Api) -> None:
+    answer = api.call("POST", "/api-keys", {"name": "x", "scopes": ["root"]}, **new_key())
+    assert answer.status_code == 400
+    assert answer.json()["param"].startswith("scopes")
+    broken = Client().generic(
+        "POST",
+        "/api/v1/api-keys",
+        data=b"{",
+        content_type="application/json",
+        headers={"Authorization": f"Bearer {api.key}", **new_key()},
+    )
+    assert (broken.status_code, broken.json()["code"]) == (400, "invalid_json")
+
+
+def test_another_tenants_objects_look_absent(api: Api) -> None:
+    other = Api(["manage"], "Other")
+    created = other.call("POST", "/api-keys", {"name": "theirs"}, **new_key()).json()
+    foreign = api.call("DELETE", f"/api-keys/{created['public_id']}")
+    absent = api.call("DELETE", "/api-keys/absent000000")
+    assert foreign.status_code == absent.status_code == 404
+    assert foreign.json()["code"] == absent.json()["code"] == "not_found"
+    endpoint = "ep_" + "0" * 26
+    for method, path in [("GET", ""), ("DELETE", ""), ("POST", "/pause"), ("POST", "/resume")]:
+        assert api.call(method, f"/endpoints/{endpoint}{path}", **new_key()).status_code == 404
+
+
+def test_a_revoked_key_is_refused_at_once(api: Api) -> None:
+    created = api.call("POST", "/api-keys", {"name": "short", "scopes": ["manage"]}, **new_key()).json()
+    assert api.call("DELETE", f"/api-keys/{created['public_id']}").json()["revoked_at"] is not None
+    answer = api.call("GET", "/endpoints", Authorization=f"Bearer {created['key']}")
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
+
+
+def test_a_tenant_without_anything_reads_empty_lists(api: Api) -> None:
+    for path, name in [("/endpoints", "endpoints"), ("/usage", "events"), ("/ledger/entries", "entries")]:
+        answer = api.call("GET", path)
+        assert (answer.status_code, answer.json()[name]) == (200, [])
+
+
+def test_the_schema_lists_every_route(database: None) -> None:
+    paths = Client().get("/api/v1/openapi.json").json()["paths"]
+    assert "/api/v1/endpoints" in paths
+    assert {"get", "delete"} <= set(paths["/api/v1/endpoints/{endpoint_id}"])
