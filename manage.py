@@ -13,6 +13,8 @@ ROLES = {
     "check_books": "auditor",
     "runserver": "web",
 }
+# What a person may call first in a fresh clone: it makes the state folder and its secret.
+CREATING = {"up", "down", "doctor"}
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
     from controlplane.embedded import environment
     from django.core.management import execute_from_command_line
 
-    environment.complete(os.environ, create=command == "up")
+    environment.complete(os.environ, create=command in CREATING)
     execute_from_command_line(sys.argv)
 
 

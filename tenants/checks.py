@@ -34,7 +34,7 @@ ORDER BY 1, 2
 
 
 @register(Tags.database)
-def tenancy_is_enforced(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+def tenancy_is_enforced(*, databases: Sequence[str] | None = None, **_: Any) -> Sequence[CheckMessage]:
     """Errors tenants.E001 (no forced policy) and tenants.E002 (a link that may cross tenants)."""
     if not databases:
         return []

@@ -42,10 +42,10 @@ def api_key_list_for(tenant_id: UUID) -> QuerySet[ApiKey]:
     return ApiKey.objects.filter(tenant_id=tenant_id).order_by("-created_at")
 
 
-def membership_list_for(user_id: int) -> list[Membership]:
+def membership_list_for(user_id: int | None) -> list[Membership]:
     """A person's memberships with their tenants, by tenant name."""
     return list(
-        Membership.objects.filter(user_id=user_id).select_related("tenant").order_by("tenant__name", "id")
+        Membership.objects.filter(user__in=[user_id]).select_related("tenant").order_by("tenant__name", "id")
     )
 
 

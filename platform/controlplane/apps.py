@@ -7,6 +7,6 @@ class ControlplaneConfig(AppConfig):
     name = "controlplane"
 
     def ready(self) -> None:
-        from controlplane import wiring
+        from controlplane import celery, wiring  # noqa: F401  the app that hints are sent through
 
         wiring.connect()

@@ -60,3 +60,5 @@ app.conf.update(
     },
 )
 app.autodiscover_tasks()
+# Every process and thread sends its hints through this app, not only those that Celery starts.
+app.set_default()

@@ -37,7 +37,7 @@ return 1
 
 
 @cache
-def client() -> "redis.Redis[bytes]":
+def client() -> redis.Redis:
     """The gateways' Redis; one pool per process."""
     return redis.Redis.from_url(settings.REDIS_GATEWAY_URL, socket_timeout=5, socket_connect_timeout=2)
 

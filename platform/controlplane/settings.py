@@ -21,7 +21,7 @@ ROLE = env("MOORAGE_ROLE", default="web")
 def _secret() -> str:
     """MOORAGE_SECRET_KEY, or what the supervisor keeps in the state folder."""
     path = STATE_DIR / "secret"
-    value = env("MOORAGE_SECRET_KEY", default="")
+    value: str = env("MOORAGE_SECRET_KEY", default="")
     if not value and path.exists():
         value = path.read_text().strip()
     if not value:
@@ -128,9 +128,8 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 
 STATIC_URL = "static/"
-STATIC_ROOT = env("MOORAGE_STATIC_ROOT", default=str(STATE_DIR / "static"))
+# Served from where they lie: nothing is collected, so nothing can be stale.
 WHITENOISE_USE_FINDERS = True
-WHITENOISE_AUTOREFRESH = False
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["controlplane.api.authentication.ApiKeyAuthentication"],

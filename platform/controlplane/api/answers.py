@@ -3,8 +3,10 @@
 from typing import Any
 from uuid import UUID
 
+from billing import selectors as billing
+from billing.models import Invoice, LedgerEntry, UsageEvent
 from inference.selectors import EndpointView, ReleaseView
-from kernel import ids
+from kernel import ids, money
 from tenants.models import ApiKey
 
 
@@ -82,4 +84,95 @@ def api_key(key: ApiKey) -> dict[str, Any]:
         "created_at": key.created_at.isoformat(),
         "expires_at": key.expires_at.isoformat() if key.expires_at else None,
         "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+    }
+
+
+def balance(found: billing.Balance) -> dict[str, Any]:
+    """Money as decimal strings of the tenant's currency."""
+    return {
+        "currency": found.currency,
+        "balance": money.to_string(found.posted_pico),
+        "held": money.to_string(found.held_pico),
+        "available": money.to_string(found.available_pico),
+        "spent_this_month": money.to_string(found.spent_month_pico),
+        "accruing": money.to_string(found.accruing_pico),
+        "accounts": [
+            {
+                "kind": account.kind,
+                "balance": money.to_string(account.posted_pico),
+                "held": money.to_string(account.held_pico),
+                "available": money.to_string(account.available_pico),
+            }
+            for account in found.accounts
+        ],
+    }
+
+
+def usage_event(event: UsageEvent, currency: str) -> dict[str, Any]:
+    """A usage event with its rated lines; `request_id` is what the gateway answered in x-request-id."""
+    lines = list(event.lines.all())
+    return {
+        "event_id": str(event.event_id),
+        "kind": event.kind,
+        "request_id": str(event.subject_id) if event.kind == "tokens" else None,
+        "endpoint_id": event.endpoint_id,
+        "sku": event.sku,
+        "region": event.region,
+        "started_at": event.started_at.isoformat(),
+        "ended_at": event.ended_at.isoformat(),
+        "finish": event.finish,
+        "provenance": event.provenance,
+        "counts": event.counts,
+        "amount": money.to_string(sum(line.amount for line in lines)),
+        "currency": currency,
+        "sheet": bytes(event.sheet_id).hex(),
+        "lines": [
+            {
+                "meter": line.meter_id,
+                "quantity": line.quantity,
+                "num_pico": str(line.num_pico),
+                "den": str(line.den),
+                "amount": money.to_string(line.amount),
+            }
+            for line in lines
+        ],
+    }
+
+
+def ledger_entry(entry: LedgerEntry) -> dict[str, Any]:
+    """One leg of a transaction, credit-positive."""
+    return {
+        "transaction_id": str(entry.tx_id),
+        "kind": entry.tx.kind,
+        "account": entry.account.kind,
+        "amount": money.to_string(entry.amount),
+        "currency": entry.currency,
+        "effective_at": entry.tx.effective_at.isoformat(),
+        "recorded_at": entry.tx.recorded_at.isoformat(),
+    }
+
+
+def invoice(found: Invoice) -> dict[str, Any]:
+    """An invoice with its lines; the total is in whole minor units, rounded once."""
+    lines = list(found.lines.all())
+    minor = money.MINOR_DIGITS[found.currency]
+    return {
+        "id": ids.encode(ids.INVOICE, found.id),
+        "kind": found.kind,
+        "status": found.status,
+        "number": found.number,
+        "currency": found.currency,
+        "period_start": found.period.lower.isoformat(),
+        "period_end": found.period.upper.isoformat(),
+        "total": money.to_string(found.total_minor * 10 ** (12 - minor)),
+        "lines": [
+            {
+                "line_no": line.line_no,
+                "sku": line.sku,
+                "meter": line.meter,
+                "quantity": line.quantity,
+                "amount": money.to_string(line.amount_pico),
+            }
+            for line in sorted(lines, key=lambda line: line.line_no)
+        ],
     }

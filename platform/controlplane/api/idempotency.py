@@ -12,6 +12,7 @@ from django.db import connection
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from controlplane.api.authentication import principal
 from controlplane.middleware import Principal
 from kernel.clock import utcnow
 from kernel.pricing import canonical
@@ -28,10 +29,10 @@ KEPT = timedelta(hours=24)
 MIN_LENGTH, MAX_LENGTH = 16, 255
 
 
-def once(request: Request, act: Callable[[], Response], *, secret: str | None = None) -> Response:
+def once(request: Request, act: Callable[[], Response], *, shown_once: str | None = None) -> Response:
     """Run `act` for a new key, replay its stored answer for a known one.
 
-    `secret` names a field that is answered once and stored as null.
+    `shown_once` names a field that is answered once and stored as null.
 
     Problems: 400 missing or too short, 409 still running, 422 the same key with another body.
     """
@@ -48,17 +49,17 @@ def once(request: Request, act: Callable[[], Response], *, secret: str | None = 
             f"Idempotency-Key has {MIN_LENGTH} to {MAX_LENGTH} characters",
             param="Idempotency-Key",
         )
-    principal: Principal = request.user
+    who = principal(request)
     route = f"{request.method} {request.path}"
     fingerprint = hashlib.sha256(route.encode() + b"\n" + canonical(request.data)).digest()
-    _lock(f"{principal.tenant_id}|{principal.name}|{key}")
+    _lock(f"{who.tenant_id}|{who.name}|{key}")
     known = Idempotency.objects.filter(
-        tenant_id=principal.tenant_id, principal=principal.name, key=key, expires_at__gt=utcnow()
+        tenant_id=who.tenant_id, principal=who.name, key=key, expires_at__gt=utcnow()
     ).first()
     if known is not None:
         return _replay(known, fingerprint)
     response = act()
-    _store(principal, key, route, fingerprint, response, secret)
+    _store(who, key, route, fingerprint, response, shown_once)
     return response
 
 
@@ -81,12 +82,12 @@ def _replay(known: Idempotency, fingerprint: bytes) -> Response:
 
 
 def _store(
-    principal: Principal, key: str, route: str, fingerprint: bytes, response: Response, secret: str | None
+    who: Principal, key: str, route: str, fingerprint: bytes, response: Response, shown_once: str | None
 ) -> None:
-    body = {**response.data, secret: None} if secret else response.data
+    body = {**response.data, shown_once: None} if shown_once else response.data
     Idempotency.objects.update_or_create(
-        tenant_id=principal.tenant_id,
-        principal=principal.name,
+        tenant_id=who.tenant_id,
+        principal=who.name,
         key=key,
         defaults={
             "route": route,

@@ -10,16 +10,21 @@ from rest_framework.response import Response
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
+from billing import selectors as billing
+from billing.access import access_invoice
 from controlplane import keys
 from controlplane.api import answers
+from controlplane.api.authentication import principal
 from controlplane.api.idempotency import once
-from controlplane.api.serializers import ApiKeyCreateIn, EndpointCreateIn, EndpointScaleIn
+from controlplane.api.serializers import ApiKeyCreateIn, EndpointCreateIn, EndpointScaleIn, Page
 from inference import selectors as inference
 from inference import services
 from inference.access import access_endpoint
 from inference.models import Endpoint
+from kernel import ids
+from kernel.problems import NOT_FOUND, Problem
 from tenants.access import access_api_key
-from tenants.selectors import api_key_list_for
+from tenants.selectors import api_key_list_for, tenant_get
 
 OBJECT = {200: OpenApiTypes.OBJECT}
 ACCEPTED = {202: OpenApiTypes.OBJECT}
@@ -32,11 +37,11 @@ def _checked(serializer: type[Serializer[Any]], data: Any) -> dict[str, Any]:
 
 
 def _own(request: Request, endpoint_id: str) -> Endpoint:
-    return access_endpoint(tenant_id=request.user.tenant_id, endpoint_id=endpoint_id)
+    return access_endpoint(tenant_id=principal(request).tenant_id, endpoint_id=endpoint_id)
 
 
 def _accepted(request: Request, endpoint: Endpoint) -> Response:
-    view = inference.endpoint_get(tenant_id=request.user.tenant_id, endpoint_id=answers.endpoint_id(endpoint.id))
+    view = inference.endpoint_get(tenant_id=principal(request).tenant_id, endpoint_id=answers.endpoint_id(endpoint.id))
     return Response(answers.endpoint(view), status=202, headers={"Location": f"/api/v1/endpoints/{view.id}"})
 
 
@@ -54,7 +59,7 @@ class EndpointList(APIView):
 
     @extend_schema(operation_id="endpoint_list", responses=OBJECT)
     def get(self, request: Request) -> Response:
-        views = inference.endpoint_list_for(request.user.tenant_id)
+        views = inference.endpoint_list_for(principal(request).tenant_id)
         return Response({"endpoints": [answers.endpoint(view) for view in views]})
 
     @extend_schema(operation_id="endpoint_create", request=EndpointCreateIn, responses=ACCEPTED)
@@ -62,7 +67,9 @@ class EndpointList(APIView):
         def act() -> Response:
             wanted = _checked(EndpointCreateIn, request.data)
             wanted.setdefault("region", settings.REGION)
-            endpoint = services.endpoint_create(tenant_id=request.user.tenant_id, actor=request.user.name, **wanted)
+            endpoint = services.endpoint_create(
+                tenant_id=principal(request).tenant_id, actor=principal(request).name, **wanted
+            )
             return _accepted(request, endpoint)
 
         return once(request, act)
@@ -73,12 +80,12 @@ class EndpointDetail(APIView):
 
     @extend_schema(operation_id="endpoint_get", responses=OBJECT)
     def get(self, request: Request, endpoint_id: str) -> Response:
-        view = inference.endpoint_get(tenant_id=request.user.tenant_id, endpoint_id=endpoint_id)
+        view = inference.endpoint_get(tenant_id=principal(request).tenant_id, endpoint_id=endpoint_id)
         return Response(answers.endpoint(view))
 
     @extend_schema(operation_id="endpoint_delete", responses=ACCEPTED)
     def delete(self, request: Request, endpoint_id: str) -> Response:
-        endpoint = services.endpoint_delete(endpoint=_own(request, endpoint_id), actor=request.user.name)
+        endpoint = services.endpoint_delete(endpoint=_own(request, endpoint_id), actor=principal(request).name)
         return _accepted(request, endpoint)
 
 
@@ -90,7 +97,9 @@ class EndpointScale(APIView):
         def act() -> Response:
             wanted = _checked(EndpointScaleIn, request.data)
             endpoint = _own(request, endpoint_id)
-            return _accepted(request, services.endpoint_scale(endpoint=endpoint, actor=request.user.name, **wanted))
+            return _accepted(
+                request, services.endpoint_scale(endpoint=endpoint, actor=principal(request).name, **wanted)
+            )
 
         return once(request, act)
 
@@ -102,7 +111,7 @@ class EndpointPause(APIView):
     def post(self, request: Request, endpoint_id: str) -> Response:
         def act() -> Response:
             endpoint = _own(request, endpoint_id)
-            return _accepted(request, services.endpoint_pause(endpoint=endpoint, actor=request.user.name))
+            return _accepted(request, services.endpoint_pause(endpoint=endpoint, actor=principal(request).name))
 
         return once(request, act)
 
@@ -114,7 +123,7 @@ class EndpointResume(APIView):
     def post(self, request: Request, endpoint_id: str) -> Response:
         def act() -> Response:
             endpoint = _own(request, endpoint_id)
-            return _accepted(request, services.endpoint_resume(endpoint=endpoint, actor=request.user.name))
+            return _accepted(request, services.endpoint_resume(endpoint=endpoint, actor=principal(request).name))
 
         return once(request, act)
 
@@ -124,21 +133,21 @@ class ApiKeyList(APIView):
 
     @extend_schema(operation_id="api_key_list", responses=OBJECT)
     def get(self, request: Request) -> Response:
-        return Response({"api_keys": [answers.api_key(key) for key in api_key_list_for(request.user.tenant_id)]})
+        return Response({"api_keys": [answers.api_key(key) for key in api_key_list_for(principal(request).tenant_id)]})
 
     @extend_schema(operation_id="api_key_create", request=ApiKeyCreateIn, responses={201: OpenApiTypes.OBJECT})
     def post(self, request: Request) -> Response:
         def act() -> Response:
             wanted = _checked(ApiKeyCreateIn, request.data)
             key, text = keys.key_create(
-                tenant_id=request.user.tenant_id,
-                actor=request.user.name,
+                tenant_id=principal(request).tenant_id,
+                actor=principal(request).name,
                 allowed_models=wanted.pop("models"),
                 **wanted,
             )
             return Response({**answers.api_key(key), "key": text}, status=201)
 
-        return once(request, act, secret="key")
+        return once(request, act, shown_once="key")
 
 
 class ApiKeyDetail(APIView):
@@ -146,5 +155,55 @@ class ApiKeyDetail(APIView):
 
     @extend_schema(operation_id="api_key_revoke", responses=OBJECT)
     def delete(self, request: Request, public_id: str) -> Response:
-        key = access_api_key(tenant_id=request.user.tenant_id, public_id=public_id)
-        return Response(answers.api_key(keys.key_revoke(key=key, actor=request.user.name)))
+        key = access_api_key(tenant_id=principal(request).tenant_id, public_id=public_id)
+        return Response(answers.api_key(keys.key_revoke(key=key, actor=principal(request).name)))
+
+
+class Balance(APIView):
+    """A tenant's money, live."""
+
+    @extend_schema(operation_id="balance_get", responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        return Response(answers.balance(billing.balance_for(principal(request).tenant_id)))
+
+
+class Usage(APIView):
+    """Usage events with their rated lines, newest first."""
+
+    @extend_schema(operation_id="usage_list", parameters=[Page], responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        page = _checked(Page, request.query_params)
+        events = billing.usage_list_for(principal(request).tenant_id, endpoint_id=page["endpoint_id"] or None)
+        currency = tenant_get(principal(request).tenant_id).currency
+        return Response({"events": [answers.usage_event(event, currency) for event in events[: page["limit"]]]})
+
+
+class LedgerEntries(APIView):
+    """Ledger entries, newest first."""
+
+    @extend_schema(operation_id="ledger_entry_list", parameters=[Page], responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        page = _checked(Page, request.query_params)
+        entries = billing.entries_list_for(principal(request).tenant_id)[: page["limit"]]
+        return Response({"entries": [answers.ledger_entry(entry) for entry in entries]})
+
+
+class Invoices(APIView):
+    """Invoices with their lines, newest period first; the open period is a draft."""
+
+    @extend_schema(operation_id="invoice_list", responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        invoices = billing.invoice_list_for(principal(request).tenant_id)
+        return Response({"invoices": [answers.invoice(item) for item in invoices]})
+
+
+class InvoiceDetail(APIView):
+    """One invoice."""
+
+    @extend_schema(operation_id="invoice_get", responses=OBJECT)
+    def get(self, request: Request, invoice_id: str) -> Response:
+        try:
+            wanted = ids.decode(ids.INVOICE, invoice_id)
+        except ValueError as error:
+            raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
+        return Response(answers.invoice(access_invoice(tenant_id=principal(request).tenant_id, invoice_id=wanted)))

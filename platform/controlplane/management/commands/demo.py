@@ -47,9 +47,7 @@ class Command(BaseCommand):
 
         for request_id in request_ids:
             event = self._until_billed(request_id)
-            self._say(
-                f"usage event {event['event_id']}: {event['counts']} = {event['amount']} {event['currency']}"
-            )
+            self._say(f"usage event {event['event_id']}: {event['counts']} = {event['amount']} {event['currency']}")
         for entry in self._get("/ledger/entries?limit=4")["entries"]:
             self._say(f"ledger entry {entry['account']}: {entry['amount']} {entry['currency']}")
         if not options["keep"]:
@@ -63,11 +61,7 @@ class Command(BaseCommand):
         deadline, said = time.monotonic() + READY_WITHIN_S, ""
         while endpoint["phase"] != "running":
             waiting = next((c for c in endpoint["conditions"] if c["status"] != "True"), None)
-            line = (
-                f"{endpoint['phase']}: {waiting['message'] or waiting['type']}"
-                if waiting
-                else endpoint["phase"]
-            )
+            line = f"{endpoint['phase']}: {waiting['message'] or waiting['type']}" if waiting else endpoint["phase"]
             if line != said:
                 self._say(line)
                 said = line
@@ -117,10 +111,7 @@ class Command(BaseCommand):
     def _until_line(self, endpoint_id: str) -> None:
         deadline = time.monotonic() + BILLED_WITHIN_S
         while time.monotonic() < deadline:
-            if any(
-                e["kind"] == "accel" and e["endpoint_id"] == endpoint_id
-                for e in self._get("/usage")["events"]
-            ):
+            if any(e["kind"] == "accel" and e["endpoint_id"] == endpoint_id for e in self._get("/usage")["events"]):
                 return
             time.sleep(1)
         raise CommandError(f"accelerator time of {endpoint_id} was not billed within {BILLED_WITHIN_S} s")

@@ -1,0 +1,101 @@
+"""Whether a journalled event may be booked: against itself, the price in force and what is on the books."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from kernel import pricing
+from kernel.clock import from_ms
+from kernel.ids import id_time_ms
+from kernel.usage import ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED, TOKENS, UsageEvent
+
+OLDEST = timedelta(days=35)
+AHEAD = timedelta(minutes=5)
+PROVENANCES = {ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED}
+MAX_COUNT = 2**40
+
+Place = tuple[str, UUID, int]
+
+
+class Refused(ValueError):
+    """Why an event cannot be booked: the sentence that stands in quarantine."""
+
+
+def price(event: UsageEvent, sheets: Sequence[pricing.Sheet], *, now: datetime) -> tuple[pricing.RatedLine, ...]:
+    """The rated lines of a request's event. Refused where it is impossible or priced otherwise than here."""
+    _possible(event, now)
+    tenant = str(event.tenant_id)
+    try:
+        sheet = pricing.in_force(
+            (sheet for sheet in sheets if sheet.tenant_id == tenant),
+            (sheet for sheet in sheets if sheet.tenant_id is None),
+            event.started_at,
+        )
+        lines = tuple(pricing.rate(sheet, event.counts))
+    except pricing.Unrated as error:
+        raise Refused(f"unrated: {error}") from error
+    if sheet.sha256() != event.sheet:
+        raise Refused(f"sheet {event.sheet.hex()[:12]} was not in force at {event.started_at.isoformat()}")
+    if pricing.total(lines) != event.quoted_pico:
+        raise Refused(f"quoted {event.quoted_pico} pico, the sheet says {pricing.total(lines)}")
+    return lines
+
+
+def _possible(event: UsageEvent, now: datetime) -> None:
+    written = from_ms(id_time_ms(event.event_id))
+    for wrong, reason in (
+        (event.kind != TOKENS, f"kind {event.kind} does not come from a gateway"),
+        (event.provenance not in PROVENANCES, f"provenance {event.provenance} does not come from a gateway"),
+        (event.ended_at < event.started_at, "it ended before it started"),
+        (set(event.counts) - set(pricing.METERS), f"unknown meter in {dict(event.counts)}"),
+        (pricing.ACCEL_SECOND in event.counts, "accelerator time does not come from a gateway"),
+        (
+            any(not 0 <= count <= MAX_COUNT for count in event.counts.values()),
+            f"impossible count in {dict(event.counts)}",
+        ),
+        (written > now + AHEAD, f"its id lies {written - now} ahead of us"),
+        (written < now - OLDEST, f"its id is {now - written} old"),
+    ):
+        if wrong:
+            raise Refused(reason)
+
+
+@dataclass(slots=True)
+class Known:
+    """What is on the books already, of the ids, requests and journal numbers that a batch names."""
+
+    events: dict[UUID, tuple[bytes, Place]] = field(default_factory=dict)
+    attempts: set[tuple[UUID, int]] = field(default_factory=set)
+    places: set[Place] = field(default_factory=set)
+
+    def add(self, event: UsageEvent, place: Place) -> None:
+        """The event is on the books from here on."""
+        self.events[event.event_id] = (event.payload_sha256(), place)
+        self.attempts.add((event.subject_id, event.attempt))
+        self.places.add(place)
+
+    def repeats(self, event: UsageEvent, place: Place) -> bool:
+        """True for what is booked already. Refused for a contradiction to what is booked."""
+        booked = self.events.get(event.event_id)
+        if booked == (event.payload_sha256(), place):
+            return True
+        if booked is not None:
+            same = booked[0] == event.payload_sha256()
+            raise Refused("booked under another journal number" if same else "same id, different payload")
+        if (event.subject_id, event.attempt) in self.attempts:
+            raise Refused(f"request {event.subject_id} has an original for attempt {event.attempt}")
+        if place in self.places:
+            raise Refused(f"journal number {place[2]} carried another event")
+        return False
+
+
+def known(rows: Iterable[tuple[UUID, bytes, UUID, int, str, UUID, int]]) -> Known:
+    """From rows (event, payload hash, subject, attempt, gateway, boot, number)."""
+    found = Known()
+    for event_id, payload, subject_id, attempt, gateway_id, boot_id, seq in rows:
+        place = (gateway_id, boot_id, seq)
+        found.events[event_id] = (bytes(payload), place)
+        found.attempts.add((subject_id, attempt))
+        found.places.add(place)
+    return found

@@ -1,0 +1,167 @@
+"""Ingest: what gateways journalled becomes usage on the books, exactly once, whatever it holds."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from django.db import DatabaseError, OperationalError, transaction
+from django.db.models import Q
+
+from billing import ledger
+from billing.core import judge
+from billing.models import Quarantine
+from billing.models import UsageEvent as Booked
+from billing.posting import Charge, charges_post, tenant_lock
+from billing.selectors import sheets_of
+from billing.services import accounts_open
+from kernel.clock import utcnow
+from kernel.usage import UsageEvent
+from tenants.models import Tenant
+
+Then = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Journalled:
+    """Record `seq` of a boot's journal as it came, not believed yet."""
+
+    gateway_id: str
+    boot_id: UUID
+    seq: int
+    payload: Mapping[str, Any]
+
+    @property
+    def place(self) -> judge.Place:
+        """Which record of which journal this is."""
+        return self.gateway_id, self.boot_id, self.seq
+
+
+@dataclass(slots=True)
+class Ingested:
+    """What a batch did: events booked, repeats without effect, records set aside."""
+
+    booked: int = 0
+    repeated: int = 0
+    quarantined: int = 0
+
+
+def events_ingest(batch: Sequence[Journalled], *, then: Then | None = None, now: datetime | None = None) -> Ingested:
+    """Book a batch: one transaction per tenant and currency; `then` runs inside the last of them.
+
+    A repeat has no effect. What contradicts an earlier event, is impossible or is priced otherwise than
+    here goes to quarantine, where its journal number counts as delivered.
+    """
+    groups: dict[tuple[str, str], list[Journalled]] = defaultdict(list)
+    for item in batch:
+        groups[str(item.payload.get("tenant_id")), str(item.payload.get("currency"))].append(item)
+    result = Ingested()
+    parts = [groups[key] for key in sorted(groups)] or [[]]
+    for index, part in enumerate(parts, 1):
+        _book(part, now or utcnow(), then if index == len(parts) else None, result)
+    return result
+
+
+def record_quarantine(item: Journalled, *, reason: str, event: UsageEvent | None = None) -> None:
+    """Set a record aside whole, with the reason, and raise the alarm; a repeat is no second row."""
+    row = Quarantine(
+        tenant_id=event.tenant_id if event else None,
+        event_id=event.event_id if event else None,
+        reason=reason,
+        payload=dict(item.payload),
+        gateway_id=item.gateway_id,
+        boot_id=item.boot_id,
+        journal_seq=item.seq,
+    )
+    Quarantine.objects.bulk_create([row], ignore_conflicts=True)
+    where = f"{item.gateway_id}/{item.boot_id}/{item.seq}"
+    ledger.alarm(key=f"quarantine:{where}", sentence=f"journal record {where} is in quarantine: {reason}")
+
+
+def _book(items: Sequence[Journalled], now: datetime, then: Then | None, result: Ingested) -> None:
+    """One transaction; if the database refuses it, one per record: a poisoned record stops no other."""
+    try:
+        with transaction.atomic():
+            done = _post(items, now)
+            if then:
+                then()
+    except OperationalError:
+        raise
+    except DatabaseError as error:
+        if len(items) == 1:
+            with transaction.atomic():
+                record_quarantine(items[0], reason=f"refused by the database: {str(error).splitlines()[0]}")
+                if then:
+                    then()
+            result.quarantined += 1
+            return
+        if not items:
+            raise
+        for item in items[:-1]:
+            _book([item], now, None, result)
+        _book(items[-1:], now, then, result)
+        return
+    result.booked += done.booked
+    result.repeated += done.repeated
+    result.quarantined += done.quarantined
+
+
+def _post(items: Sequence[Journalled], now: datetime) -> Ingested:
+    """Sort out repeats and what must be refused, book the rest, in the caller's transaction."""
+    result = Ingested()
+    parsed: list[tuple[Journalled, UsageEvent]] = []
+    for item in items:
+        try:
+            parsed.append((item, UsageEvent.from_json(item.payload)))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            record_quarantine(item, reason=f"malformed: {error!r}")
+            result.quarantined += 1
+    if not parsed:
+        return result
+    tenant_id, currency = parsed[0][1].tenant_id, parsed[0][1].currency
+    tenant_known = Tenant.objects.filter(id=tenant_id).exists()
+    if tenant_known:
+        accounts_open(tenant_id=tenant_id, currency=currency)
+        tenant_lock(tenant_id=tenant_id)
+    known = judge.known(_booked(parsed))
+    sheets = cache(sheets_of)
+    charges: list[Charge] = []
+    for item, event in parsed:
+        if not tenant_known:
+            record_quarantine(item, reason=f"there is no tenant {tenant_id}")
+            result.quarantined += 1
+            continue
+        try:
+            if known.repeats(event, item.place):
+                result.repeated += 1
+                continue
+            lines = judge.price(event, sheets(event.sku, event.region, event.currency), now=now)
+        except judge.Refused as refusal:
+            record_quarantine(item, reason=str(refusal), event=event)
+            result.quarantined += 1
+            continue
+        known.add(event, item.place)
+        subject = f"gateway:{event.purse}:{event.region}"
+        charges.append(Charge(event, lines, subject, event.generation or 0, journal=item.place))
+    if charges:
+        first, last = charges[0].journal, charges[-1].journal
+        charges_post(tenant_id=tenant_id, currency=currency, charges=charges, source_id=f"{first}-{last}")
+        result.booked = len(charges)
+    return result
+
+
+def _booked(parsed: Sequence[tuple[Journalled, UsageEvent]]) -> Any:
+    """Rows on the books that share an id, a request or a journal number with the batch."""
+    places: dict[tuple[str, UUID], list[int]] = defaultdict(list)
+    for item, _ in parsed:
+        places[item.gateway_id, item.boot_id].append(item.seq)
+    same = Q(event_id__in=[event.event_id for _, event in parsed])
+    same |= Q(subject_id__in=[event.subject_id for _, event in parsed], kind="tokens")
+    for (gateway_id, boot_id), numbers in places.items():
+        same |= Q(gateway_id=gateway_id, boot_id=boot_id, journal_seq__in=numbers)
+    return Booked.objects.filter(same, journal_seq__isnull=False).values_list(
+        "event_id", "payload_sha256", "subject_id", "attempt", "gateway_id", "boot_id", "journal_seq"
+    )

@@ -1,0 +1,97 @@
+"""The only writer of ledger transactions: accounts are locked in id order, entries written in it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import UUID
+
+from django.db import connection
+
+from billing.bulk import insert_rows
+from billing.models import SPENDING, AccountKind, LedgerAccount, LedgerEntry, LedgerTx
+from kernel.ids import new_id
+from kernel.problems import INVALID_PARAMETER, Problem
+from tenants.outbox import publish
+
+ALARM = "billing.alarm"
+# Accounts of the house, one per currency; the other kinds belong to a tenant.
+HOUSE = (
+    AccountKind.CASH,
+    AccountKind.ROUNDING,
+    AccountKind.TAX,
+    AccountKind.WRITEOFF,
+    AccountKind.SUSPENSE,
+)
+
+
+def account_open(*, tenant_id: UUID | None, currency: str, kind: str, min_available: int | None) -> None:
+    """Open one account; a repeat changes nothing. The other columns are not ours to write."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO ledger_account (tenant_id, currency, kind, min_available) VALUES (%s, %s, %s, %s) "
+            "ON CONFLICT DO NOTHING",
+            [tenant_id, currency, kind, min_available],
+        )
+
+
+def accounts_lock(*, tenant_id: UUID, currency: str) -> dict[str, LedgerAccount]:
+    """A tenant's accounts by kind, locked in id order until the transaction ends. Empty where none is open."""
+    rows = LedgerAccount.objects.select_for_update().filter(tenant_id=tenant_id, currency=currency).order_by("id")
+    return {account.kind: account for account in rows}
+
+
+def house_account(*, currency: str, kind: str) -> LedgerAccount:
+    """The house's account of that kind. Problem INVALID_PARAMETER where the currency was never opened."""
+    account = LedgerAccount.objects.filter(tenant=None, currency=currency, kind=kind).first()
+    if account is None:
+        raise Problem(
+            INVALID_PARAMETER, f"currency {currency} is not opened; open its accounts first", param="currency"
+        )
+    return account
+
+
+def spending(accounts: Mapping[str, LedgerAccount]) -> list[LedgerAccount]:
+    """The accounts that pay for usage, in spending order."""
+    return [accounts[kind] for kind in SPENDING if kind in accounts]
+
+
+def tx_open(
+    *,
+    tenant_id: UUID | None,
+    kind: str,
+    idem_key: str,
+    source_type: str,
+    source_id: str,
+    effective_at: datetime,
+    reverses_id: UUID | None = None,
+) -> UUID:
+    """Write a transaction's head; its entries follow in the same database transaction."""
+    tx_id = new_id()
+    row = {
+        "id": tx_id,
+        "tenant_id": tenant_id,
+        "kind": kind,
+        "idem_key": idem_key,
+        "source_type": source_type,
+        "source_id": source_id,
+        "effective_at": effective_at,
+        "reverses_id": reverses_id,
+    }
+    insert_rows(LedgerTx, [row])
+    return tx_id
+
+
+def entries_write(*, tx_id: UUID, currency: str, amounts: Mapping[int, int]) -> None:
+    """One entry per account id whose amount is not zero; they must sum to zero, which the database checks."""
+    written = [(account_id, amount) for account_id, amount in sorted(amounts.items()) if amount]
+    insert_rows(
+        LedgerEntry,
+        [
+            {"tx_id": tx_id, "seq": seq, "account_id": account_id, "currency": currency, "amount": str(amount)}
+            for seq, (account_id, amount) in enumerate(written, 1)
+        ],
+    )
+
+
+def alarm(*, key: str, sentence: str) -> None:
+    """Raise an alarm once, in the caller's transaction; the meter's loop logs it."""
+    publish(topic=ALARM, dedupe_key=key, payload={"sentence": sentence})

@@ -1,0 +1,144 @@
+"""The meter: pulls every gateway's journal from the position that PostgreSQL has and books what it holds.
+
+That position moves in the transaction of the effect and is the gateway's acknowledgement: a crash at
+any point pulls the same records again, which has no effect.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import orjson
+import urllib3
+from django.conf import settings
+from django.db import Error, connection, transaction
+from django.db.models.functions import Now
+
+from billing import ledger
+from billing.advisory import alone
+from billing.ingest import Ingested, Journalled, events_ingest
+from billing.models import GatewayJournal
+from kernel.clock import from_ms
+from tenants import outbox
+
+log = logging.getLogger(__name__)
+PAGE = 1000
+IDLE_S = 0.5
+RETRY_S = 2.0
+TIMEOUT = urllib3.Timeout(connect=2, read=10)
+
+
+class JournalError(Exception):
+    """A gateway's answer that is no journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """One boot's journal as its gateway announces it."""
+
+    gateway_id: str
+    boot_id: UUID
+    head: int
+    closed: bool
+
+
+class Gateway:
+    """The internal listener of one gateway."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self._pool = urllib3.PoolManager(headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT, retries=False)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`. JournalError for every other answer, HTTPError where nobody is there."""
+        response = self._pool.request("GET", self.url + path)
+        try:
+            body = orjson.loads(response.data)
+        except orjson.JSONDecodeError as error:
+            raise JournalError(f"{self.url}{path}: no JSON") from error
+        if response.status != 200 or not isinstance(body, dict):
+            raise JournalError(f"{self.url}{path}: {response.status}")
+        return body
+
+
+def run(stop: threading.Event) -> None:
+    """Pull until `stop` is set; a gateway that does not answer keeps no other from being pulled."""
+    gateways = [Gateway(url, settings.INTERNAL_TOKEN) for url in settings.GATEWAY_INTERNAL_URLS]
+    silent: set[str] = set()
+    while not stop.is_set():
+        moved = 0
+        for gateway in gateways:
+            try:
+                done = gateway_pull(gateway)
+                moved += done.booked + done.quarantined
+                silent.discard(gateway.url)
+            except (urllib3.exceptions.HTTPError, JournalError, KeyError, ValueError, Error) as error:
+                if gateway.url not in silent:
+                    log.warning("cannot pull %s for now: %s", gateway.url, error)
+                silent.add(gateway.url)
+                if isinstance(error, Error):
+                    connection.close()
+                    stop.wait(RETRY_S)
+        if not moved:
+            stop.wait(IDLE_S)
+
+
+def gateway_pull(gateway: Gateway) -> Ingested:
+    """Book everything that one gateway has, boot by boot, and note what it says of its open requests.
+
+    JournalError where a journal has a gap: nothing beyond it is booked.
+    """
+    answer = gateway.get("/internal/journal")
+    gateway_id = answer["gateway_id"]
+    boots = [Boot(gateway_id, UUID(boot["boot_id"]), boot["head"], boot["closed"]) for boot in answer["boots"]]
+    GatewayJournal.objects.bulk_create(
+        [GatewayJournal(gateway_id=gateway_id, boot_id=boot.boot_id) for boot in boots], ignore_conflicts=True
+    )
+    total = Ingested()
+    complete = True
+    for boot in boots:
+        with alone("meter", f"{boot.gateway_id}/{boot.boot_id}") as granted:
+            if granted:
+                _boot_pull(gateway, boot, total)
+        complete = complete and granted
+    if complete:
+        # Every request admitted before `low` had ended when the heads were read, and those are booked now.
+        GatewayJournal.objects.filter(gateway_id=gateway_id, boot_id__in=[boot.boot_id for boot in boots]).update(
+            posted_low_at=from_ms(answer["low"]), run_id=answer["run_id"] or "", seen_at=Now()
+        )
+    alarms_log()
+    return total
+
+
+@transaction.atomic
+def alarms_log() -> int:
+    """Log the alarms that billing raised; how many."""
+    rows = outbox.take(topic=ledger.ALARM)
+    for row in rows:
+        log.error("%s: %s", row.dedupe_key, row.payload["sentence"])
+    outbox.mark(rows)
+    return len(rows)
+
+
+def _boot_pull(gateway: Gateway, boot: Boot, total: Ingested) -> None:
+    row = GatewayJournal.objects.filter(gateway_id=boot.gateway_id, boot_id=boot.boot_id)
+    at = row.values_list("pulled_seq", flat=True)[0]
+    while True:
+        if boot.closed and at >= boot.head:
+            row.filter(closed_seq=None).update(closed_seq=boot.head, closed_at=Now())
+        # Asking from the next number acknowledges everything before it.
+        page = gateway.get(f"/internal/journal/{boot.boot_id}?from={at + 1}&limit={PAGE}")
+        batch = [Journalled(boot.gateway_id, boot.boot_id, item["seq"], item["event"]) for item in page["events"]]
+        if not batch:
+            return
+        if [item.seq for item in batch] != list(range(at + 1, at + 1 + len(batch))):
+            raise JournalError(f"journal {boot.gateway_id}/{boot.boot_id} has a gap after {at}")
+        last = batch[-1].seq
+        done = events_ingest(batch, then=partial(row.update, pulled_seq=last))
+        total.booked += done.booked
+        total.repeated += done.repeated
+        total.quarantined += done.quarantined
+        at = last

@@ -1,0 +1,52 @@
+"""The tables of billing, by subject; Django finds them here."""
+
+from billing.models.invoices import Invoice, InvoiceCounter, InvoiceLine, RatedLineInvoice
+from billing.models.ledger import (
+    SPENDING,
+    AccountKind,
+    Hold,
+    HoldMove,
+    LedgerAccount,
+    LedgerEntry,
+    LedgerTx,
+    MoveKind,
+)
+from billing.models.usage import (
+    BillableSpan,
+    CapacityReservation,
+    EngineCounterDelta,
+    GatewayJournal,
+    Meter,
+    PriceSheet,
+    Quarantine,
+    RatedLine,
+    ReceiptLeaf,
+    ReceiptTree,
+    UsageEvent,
+)
+
+__all__ = [
+    "SPENDING",
+    "AccountKind",
+    "BillableSpan",
+    "CapacityReservation",
+    "EngineCounterDelta",
+    "GatewayJournal",
+    "Hold",
+    "HoldMove",
+    "Invoice",
+    "InvoiceCounter",
+    "InvoiceLine",
+    "LedgerAccount",
+    "LedgerEntry",
+    "LedgerTx",
+    "Meter",
+    "MoveKind",
+    "PriceSheet",
+    "Quarantine",
+    "RatedLine",
+    "RatedLineInvoice",
+    "ReceiptLeaf",
+    "ReceiptTree",
+    "UsageEvent",
+]

@@ -1,0 +1,239 @@
+"""Book rated usage: events, draws, entries, rated lines and receipt leaves in one database transaction.
+
+The order is fixed: draws release held money before the entries take it (CHECKs are immediate), and
+locks are taken as receipt tree, then accounts by id, then holds, by everybody.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Max
+
+from billing import ledger
+from billing.bulk import hex_bytes, insert_rows
+from billing.core import receipts
+from billing.core.posting import Available, OpenHold, draw, pay_late
+from billing.models import (
+    AccountKind,
+    Hold,
+    HoldMove,
+    LedgerAccount,
+    MoveKind,
+    RatedLine,
+    ReceiptLeaf,
+    ReceiptTree,
+    UsageEvent,
+)
+from kernel import pricing, usage
+from kernel.clock import month_of, utcnow
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One rated event on its way to the books; `journal` is (gateway, boot, number) for a request.
+
+    `subject` and `generation` name the hold that pays; generation None means whichever has money.
+    """
+
+    event: usage.UsageEvent
+    lines: tuple[pricing.RatedLine, ...]
+    subject: str
+    generation: int | None
+    journal: tuple[str, UUID, int] | None = None
+    seconds_before: int = 0
+
+    @property
+    def cost(self) -> int:
+        """Pico-units."""
+        return pricing.total(self.lines)
+
+
+def tenant_lock(*, tenant_id: UUID) -> ReceiptTree:
+    """Lock the tenant's open receipt tree: one writer of a tenant's usage at a time, leaves in order."""
+    start, _ = month_of(utcnow())
+    tree = ReceiptTree.objects.select_for_update().filter(tenant_id=tenant_id, period_start=start).first()
+    if tree is not None:
+        return tree
+    ReceiptTree.objects.bulk_create([ReceiptTree(tenant_id=tenant_id, period_start=start)], ignore_conflicts=True)
+    tree = ReceiptTree.objects.select_for_update().get(tenant_id=tenant_id, period_start=start)
+    before = (
+        ReceiptTree.objects.select_for_update()
+        .filter(tenant_id=tenant_id, period_start__lt=start)
+        .order_by("-period_start")
+        .first()
+    )
+    if tree.size == 0 and before is not None:
+        hashes = ReceiptLeaf.objects.filter(tree=before).order_by("idx").values_list("hash", flat=True)
+        root = receipts.root_of([bytes(item) for item in hashes])
+        carry = receipts.carry_leaf(period_start=before.period_start, size=before.size, root=root)
+        _leaves_write(tree, [(None, carry)])
+    return tree
+
+
+def charges_post(*, tenant_id: UUID, currency: str, charges: Sequence[Charge], source_id: str) -> None:
+    """Book new events, in the caller's transaction and under `tenant_lock`. Never fails for want of money.
+
+    Covered costs are drawn from their holds in a transaction of kind `usage`; what no hold covers whole
+    goes into one of kind `usage_late`: available money, then overrun, and an alarm.
+    """
+    charges = sorted(charges, key=lambda charge: charge.event.event_id)
+    tree = tenant_lock(tenant_id=tenant_id)
+    accounts = ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
+    insert_rows(UsageEvent, [_event_row(charge) for charge in charges])
+    draws, late = _plan(charges, ledger.spending(accounts))
+    covered = [charge for charge in charges if charge.cost and charge not in late]
+    posted: dict[UUID, UUID] = {}
+    funding: list[bytes] = []
+    for kind, part in (("usage", covered), ("usage_late", late)):
+        if not part:
+            continue
+        tx_id = ledger.tx_open(
+            tenant_id=tenant_id,
+            kind=kind,
+            idem_key=f"{kind}:{part[0].event.event_id}",
+            source_type="usage",
+            source_id=source_id,
+            effective_at=max(charge.event.ended_at for charge in part),
+        )
+        total = sum(charge.cost for charge in part)
+        if kind == "usage":
+            paid = _draws_write(tx_id, draws)
+        else:
+            paid = _late_paid(total, accounts)
+            ledger.alarm(key=f"late:{tx_id}", sentence=f"{total} pico {currency} of {tenant_id} had no hold")
+        amounts = {account_id: -amount for account_id, amount in paid.items()}
+        amounts[accounts[AccountKind.REVENUE].id] = total
+        ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
+        posted |= {charge.event.event_id: tx_id for charge in part}
+        kinds = {account.id: account.kind for account in accounts.values()}
+        parts = {kinds[account_id]: amount for account_id, amount in sorted(paid.items())}
+        funding.append(receipts.funding_leaf(tx_id=tx_id, currency=currency, parts=parts))
+    insert_rows(RatedLine, [_line_row(charge, line, posted) for charge in charges for line in charge.lines])
+    leaves: list[tuple[UUID | None, bytes]] = [
+        (
+            charge.event.event_id,
+            receipts.event_leaf(charge.event, charge.lines, seconds_before=charge.seconds_before),
+        )
+        for charge in charges
+    ]
+    _leaves_write(tree, leaves + [(None, body) for body in funding])
+
+
+def _plan(charges: Sequence[Charge], payers: Sequence[LedgerAccount]) -> tuple[dict[UUID, int], list[Charge]]:
+    """Draws by hold, and the charges that go late; holds are read under the accounts' locks."""
+    groups: dict[tuple[str, int | None], list[Charge]] = defaultdict(list)
+    for charge in charges:
+        if charge.cost:
+            groups[charge.subject, charge.generation].append(charge)
+    order = {account.id: place for place, account in enumerate(payers)}
+    draws: dict[UUID, int] = {}
+    late: list[Charge] = []
+    for (subject, generation), members in groups.items():
+        found = Hold.objects.filter(account_id__in=order, subject=subject, open__gt=0)
+        if generation is not None:
+            found = found.filter(generation=generation)
+        holds = sorted(found, key=lambda hold: (order[hold.account_id], hold.generation))
+        plan = draw(
+            [charge.cost for charge in members],
+            [OpenHold(hold.id, hold.account_id, hold.open) for hold in holds],
+        )
+        draws |= plan.by_hold
+        late += [members[index] for index in plan.uncovered]
+    return draws, sorted(late, key=lambda charge: charge.event.event_id)
+
+
+def _draws_write(tx_id: UUID, draws: dict[UUID, int]) -> dict[int, int]:
+    """Write the draws; account id → what left it."""
+    holds = Hold.objects.filter(id__in=draws).annotate(last=Max("moves__seq"))
+    paid: dict[int, int] = defaultdict(int)
+    rows = []
+    for hold in sorted(holds, key=lambda hold: hold.account_id):
+        amount = draws[hold.id]
+        paid[hold.account_id] += amount
+        rows.append(
+            {
+                "hold_id": hold.id,
+                "seq": hold.last + 1,
+                "kind": MoveKind.DRAW.value,
+                "amount": str(amount),
+                "tx_id": tx_id,
+            }
+        )
+    insert_rows(HoldMove, rows)
+    return paid
+
+
+def _late_paid(total: int, accounts: dict[str, LedgerAccount]) -> dict[int, int]:
+    """Account id → what it pays, from balances as they are after the draws."""
+    payers = ledger.spending(accounts)
+    for account in payers:
+        account.refresh_from_db(fields=("posted", "held"))
+    available = [Available(account.id, account.available) for account in payers]
+    return pay_late(total, available, accounts[AccountKind.OVERRUN].id)
+
+
+def _leaves_write(tree: ReceiptTree, leaves: Iterable[tuple[UUID | None, bytes]]) -> None:
+    rows = [
+        {
+            "tree_id": tree.id,
+            "idx": tree.size + place,
+            "event_id": event_id,
+            "body": hex_bytes(body),
+            "hash": hex_bytes(receipts.leaf_hash(body)),
+        }
+        for place, (event_id, body) in enumerate(leaves)
+    ]
+    insert_rows(ReceiptLeaf, rows)
+    tree.size += len(rows)
+    tree.save(update_fields=["size"])
+
+
+def _line_row(charge: Charge, line: pricing.RatedLine, posted: dict[UUID, UUID]) -> dict[str, Any]:
+    return {
+        "event_id": charge.event.event_id,
+        "meter": line.meter,
+        "quantity": line.quantity,
+        "num_pico": str(line.num_pico),
+        "den": line.den,
+        "amount": str(line.amount),
+        "tx_id": posted[charge.event.event_id] if line.amount else None,
+    }
+
+
+def _event_row(charge: Charge) -> dict[str, Any]:
+    event = charge.event
+    gateway_id, boot_id, seq = charge.journal or (None, None, None)
+    return {
+        "event_id": event.event_id,
+        "source": event.source,
+        "tenant_id": event.tenant_id,
+        "api_key_id": event.api_key_id,
+        "subject_id": event.subject_id,
+        "attempt": event.attempt,
+        "kind": event.kind,
+        "sku": event.sku,
+        "region": event.region,
+        "pod_uid": event.pod_uid,
+        "accelerator": event.accelerator,
+        "accelerator_count": event.accelerator_count,
+        "started_at": event.started_at,
+        "ended_at": event.ended_at,
+        "counts": dict(event.counts),
+        "engine_usage": event.engine_usage,
+        "sheet": hex_bytes(event.sheet),
+        "quoted_pico": str(event.quoted_pico),
+        "provenance": event.provenance,
+        "finish": event.finish,
+        "payload_sha256": hex_bytes(event.payload_sha256()),
+        "gateway_id": gateway_id,
+        "boot_id": boot_id,
+        "journal_seq": seq,
+        "endpoint_id": event.endpoint_id,
+        "deployment_id": event.deployment_id,
+        "purse": event.purse,
+        "generation": event.generation,
+        "waste": event.waste,
+    }

@@ -1,0 +1,177 @@
+"""Reads of the billing room. Amounts are pico-units; a web process sees one tenant's rows."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+from django.db.models import QuerySet, Sum
+
+from billing.models import (
+    SPENDING,
+    AccountKind,
+    BillableSpan,
+    Invoice,
+    LedgerAccount,
+    LedgerEntry,
+    PriceSheet,
+    UsageEvent,
+)
+from kernel.clock import month_of, utcnow
+from kernel.money import div_half_even
+from kernel.pricing import ACCEL_SECOND, Sheet, sheet_from_body
+from tenants.selectors import tenant_get
+
+
+@dataclass(frozen=True, slots=True)
+class AccountBalance:
+    """One account: booked, set aside in holds, and what may still be spent from it."""
+
+    kind: str
+    posted_pico: int
+    held_pico: int
+    available_pico: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A tenant's money in its currency.
+
+    `posted_pico` is what a person is shown as balance (owed overrun counts against it);
+    `available_pico` is what new holds may take; `spent_month_pico` is booked usage of this UTC month
+    and `accruing_pico` the estimate of dedicated time that runs and is not booked yet.
+    """
+
+    currency: str
+    accounts: tuple[AccountBalance, ...]
+    posted_pico: int
+    held_pico: int
+    available_pico: int
+    spent_month_pico: int
+    accruing_pico: int
+
+
+def balance_for(tenant_id: UUID) -> Balance:
+    """The tenant's balance now; all zero before any account is open."""
+    currency = tenant_get(tenant_id).currency
+    rows = list(LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency).order_by("id"))
+    spendable = [row for row in rows if row.kind in SPENDING]
+    own = [row for row in rows if row.kind in {AccountKind.PROMO, AccountKind.PREPAID, AccountKind.OVERRUN}]
+    return Balance(
+        currency=currency,
+        accounts=tuple(AccountBalance(row.kind, row.posted, row.held, row.available) for row in rows),
+        posted_pico=sum(row.posted for row in own),
+        held_pico=sum(row.held for row in spendable),
+        available_pico=sum(row.available for row in spendable),
+        spent_month_pico=spent_since(tenant_id, currency, month_of(utcnow())[0]),
+        accruing_pico=_accruing(tenant_id, currency),
+    )
+
+
+def usage_list_for(
+    tenant_id: UUID,
+    *,
+    endpoint_id: str | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> QuerySet[UsageEvent]:
+    """A tenant's usage events, newest first, with their rated lines in `lines`; slice or page as needed.
+
+    `start` and `end` bound the end of use, half-open.
+    """
+    events = UsageEvent.objects.filter(tenant_id=tenant_id).prefetch_related("lines").order_by("-event_id")
+    if endpoint_id:
+        events = events.filter(endpoint_id=endpoint_id)
+    if start:
+        events = events.filter(ended_at__gte=start)
+    if end:
+        events = events.filter(ended_at__lt=end)
+    return events
+
+
+def entries_list_for(tenant_id: UUID) -> QuerySet[LedgerEntry]:
+    """A tenant's ledger entries with `tx` and `account`, newest first."""
+    return (
+        LedgerEntry.objects.filter(account__tenant_id=tenant_id)
+        .select_related("tx", "account")
+        .order_by("-tx__recorded_at", "tx_id", "seq")
+    )
+
+
+def invoice_list_for(tenant_id: UUID) -> QuerySet[Invoice]:
+    """A tenant's invoices, newest period first, with their lines in `lines`."""
+    return Invoice.objects.filter(tenant_id=tenant_id).prefetch_related("lines").order_by("-period", "id")
+
+
+def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, at: datetime) -> Sheet | None:
+    """The price sheet in force at `at`, the tenant's own first; None where nothing is on sale."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT body FROM price_sheet WHERE sha256 = sheet_at(%s, %s, %s, %s::uuid, %s)",
+            [sku, region, currency, tenant_id, at],
+        )
+        row = cursor.fetchone()
+    return None if row is None else sheet_from_body(_json(row[0]))
+
+
+def sheets_of(sku: str, region: str, currency: str) -> list[Sheet]:
+    """Every sheet of one key, of all owners, by the instant from which it holds."""
+    rows = PriceSheet.objects.filter(sku=sku, region=region, currency=currency).order_by("effective_from")
+    return [_sheet(row) for row in rows]
+
+
+def sheets_for_projection() -> list[Sheet]:
+    """Every sheet that is in force or will be: per key and owner the latest started one and all later ones.
+
+    A sheet with no meters says that this owner's prices end there.
+    """
+    now = utcnow()
+    kept: list[Sheet] = []
+    latest: dict[tuple[str, str, str, str | None], Sheet] = {}
+    for row in PriceSheet.objects.order_by("effective_from"):
+        sheet = _sheet(row)
+        if sheet.effective_from <= now:
+            latest[sheet.sku, sheet.region, sheet.currency, sheet.tenant_id] = sheet
+        else:
+            kept.append(sheet)
+    return [*latest.values(), *kept]
+
+
+def spent_since(tenant_id: UUID, currency: str, since: datetime) -> int:
+    """Usage booked since then, pico-units."""
+    total = LedgerEntry.objects.filter(
+        tx__tenant_id=tenant_id,
+        tx__recorded_at__gte=since,
+        account__kind=AccountKind.REVENUE,
+        account__tenant_id=tenant_id,
+        currency=currency,
+    ).aggregate(total=Sum("amount"))["total"]
+    return int(total or 0)
+
+
+def _accruing(tenant_id: UUID, currency: str) -> int:
+    now = utcnow()
+    total = 0
+    for span in BillableSpan.objects.filter(tenant_id=tenant_id, finished=False, from_at__isnull=False):
+        sheet = sheet_for(sku=span.sku, region=span.region, currency=currency, tenant_id=tenant_id, at=now)
+        start = span.rated_until or span.from_at
+        if sheet is None or start is None or ACCEL_SECOND not in sheet.meters:
+            continue
+        rate = sheet.meters[ACCEL_SECOND]
+        seconds = max(0, int(((span.ended_at or now) - start).total_seconds())) * span.accelerator_count
+        total += div_half_even(seconds * rate.num_pico, rate.den)
+    return total
+
+
+def _sheet(row: PriceSheet) -> Sheet:
+    if row.body is not None:
+        return sheet_from_body(row.body)
+    tenant = str(row.tenant_id) if row.tenant_id else None
+    return Sheet(row.sku, row.region, row.currency, row.effective_from, {}, tenant)
+
+
+def _json(value: Any) -> dict[str, Any]:
+    """A jsonb column of a raw cursor: Django leaves it as text."""
+    return dict(json.loads(value) if isinstance(value, str) else value)

@@ -1,0 +1,247 @@
+"""Writes of the billing room that others call: accounts, money in, price sheets, deployments' holds."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Max, Sum
+
+from billing import ledger, selectors
+from billing.bulk import hex_bytes, insert_rows
+from billing.models import AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
+from kernel.clock import utcnow
+from kernel.money import MINOR_DIGITS, to_string
+from kernel.pricing import ACCEL_SECOND, Sheet, canonical
+from kernel.problems import (
+    CONFLICT,
+    IDEMPOTENCY_MISMATCH,
+    INSUFFICIENT_BALANCE,
+    INVALID_PARAMETER,
+    NOT_FOUND,
+    UNRATED,
+    Problem,
+)
+from tenants.selectors import tenant_get
+from tenants.services import audit_write
+
+# A closed hold still pays for slices whose facts are on their way; then the rest goes back.
+CLOSING = timedelta(hours=1)
+
+
+@transaction.atomic
+def accounts_open(*, tenant_id: UUID, currency: str, credit_limit_pico: int | None = None) -> None:
+    """Open a tenant's accounts of one currency, and the house's; a repeat only changes the credit limit.
+
+    With `credit_limit_pico` the tenant also pays afterwards, up to that much.
+    Problem INVALID_PARAMETER for a currency that cannot be invoiced.
+    """
+    if currency not in MINOR_DIGITS:
+        raise Problem(INVALID_PARAMETER, f"currency is one of {', '.join(MINOR_DIGITS)}", param="currency")
+    revenue = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind=AccountKind.REVENUE)
+    if credit_limit_pico is None and revenue.exists():
+        return
+    for kind in ledger.HOUSE:
+        ledger.account_open(tenant_id=None, currency=currency, kind=kind, min_available=None)
+    for kind, floor in (
+        (AccountKind.PROMO, 0),
+        (AccountKind.PREPAID, 0),
+        (AccountKind.REVENUE, None),
+        (AccountKind.OVERRUN, None),
+    ):
+        ledger.account_open(tenant_id=tenant_id, currency=currency, kind=kind, min_available=floor)
+    if credit_limit_pico is None:
+        return
+    if credit_limit_pico < 0:
+        raise Problem(INVALID_PARAMETER, "credit_limit_pico is 0 or more", param="credit_limit_pico")
+    kind = AccountKind.RECEIVABLE
+    ledger.account_open(tenant_id=tenant_id, currency=currency, kind=kind, min_available=-credit_limit_pico)
+    LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind=kind).update(
+        min_available=-credit_limit_pico
+    )
+
+
+def topup(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str) -> UUID:
+    """Credit money that came in; what is owed in overrun is settled first. The id of the transaction.
+
+    The same `idem_key` credits once. Problems: invalid_parameter (amount), idempotency_mismatch.
+    """
+    return _money_in(
+        tenant_id=tenant_id,
+        currency=currency,
+        amount_pico=amount_pico,
+        idem_key=idem_key,
+        actor=actor,
+        kind="topup",
+    )
+
+
+def promo_grant(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str) -> UUID:
+    """Give promotional credit, which is spent before own money and written off by us. As `topup` else."""
+    return _money_in(
+        tenant_id=tenant_id,
+        currency=currency,
+        amount_pico=amount_pico,
+        idem_key=idem_key,
+        actor=actor,
+        kind="promo",
+    )
+
+
+@transaction.atomic
+def topup_reverse(*, tx_id: UUID, actor: str) -> UUID:
+    """Mirror a top-up or grant exactly. Problems: not_found, conflict (reversed before), insufficient_balance."""
+    original = LedgerTx.objects.filter(id=tx_id, kind__in=("topup", "promo")).first()
+    if original is None or original.tenant_id is None:
+        raise Problem(NOT_FOUND, f"there is no top-up {tx_id}")
+    mirrored = {entry.account_id: -entry.amount for entry in original.entries.all()}
+    currency = original.entries.values_list("currency", flat=True)[0]
+    accounts = ledger.accounts_lock(tenant_id=original.tenant_id, currency=currency)
+    if LedgerTx.objects.filter(reverses=original).exists():
+        raise Problem(CONFLICT, f"top-up {tx_id} is reversed already")
+    for account in ledger.spending(accounts):
+        short = -mirrored.get(account.id, 0) - account.available
+        if short > 0:
+            raise Problem(
+                INSUFFICIENT_BALANCE,
+                f"{to_string(short)} {currency} of this top-up are spent or set aside; wait or correct less",
+            )
+    reversal = ledger.tx_open(
+        tenant_id=original.tenant_id,
+        kind=f"{original.kind}_reversal",
+        idem_key=f"reversal:{tx_id}",
+        source_type="operator",
+        source_id=actor,
+        effective_at=utcnow(),
+        reverses_id=tx_id,
+    )
+    ledger.entries_write(tx_id=reversal, currency=currency, amounts=mirrored)
+    audit_write(actor=actor, tenant_id=original.tenant_id, action="money.reversed", detail={"tx": str(tx_id)})
+    return reversal
+
+
+@transaction.atomic
+def sheet_publish(*, sheet: Sheet, actor: str) -> bytes:
+    """Publish an immutable price sheet; a repeat changes nothing. Its SHA-256.
+
+    Problem INVALID_PARAMETER where a sheet of this key exists and the new one starts in under ten minutes.
+    """
+    name = sheet.sha256()
+    if PriceSheet.objects.filter(sha256=name).exists():
+        return name
+    key = {"sku": sheet.sku, "region": sheet.region, "currency": sheet.currency, "tenant_id": sheet.tenant_id}
+    known = PriceSheet.objects.filter(**key)
+    if known.exists() and sheet.effective_from < utcnow() + timedelta(minutes=10, seconds=5):
+        raise Problem(
+            INVALID_PARAMETER,
+            "effective_from lies at least ten minutes ahead of now for a price change",
+            param="effective_from",
+        )
+    body = canonical(sheet.body()).decode() if sheet.meters else None
+    insert_rows(
+        PriceSheet,
+        [key | {"sha256": hex_bytes(name), "effective_from": sheet.effective_from, "body": body and sheet.body()}],
+    )
+    audit_write(
+        actor=actor,
+        tenant_id=UUID(sheet.tenant_id) if sheet.tenant_id else None,
+        action="price.published",
+        detail={"sku": sheet.sku, "region": sheet.region, "sha256": name.hex()},
+    )
+    return name
+
+
+@transaction.atomic
+def hold_place(*, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, accelerator_seconds: int) -> None:
+    """Set aside the price of that much time of a dedicated SKU; a repeat tops up to it and places no more.
+
+    Works under the web role inside its tenant's scope. Problems: insufficient_balance, unrated.
+    """
+    currency = tenant_get(tenant_id).currency
+    sheet = selectors.sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=utcnow())
+    if sheet is None or ACCEL_SECOND not in sheet.meters:
+        raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
+    rate = sheet.meters[ACCEL_SECOND]
+    needed = -(-accelerator_seconds * rate.num_pico // rate.den)
+    missing = deployment_hold_fill(
+        tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=needed
+    )
+    if missing:
+        raise Problem(
+            INSUFFICIENT_BALANCE,
+            f"{to_string(needed)} {currency} must be available to start and {to_string(missing)} are missing; top up",
+            extra={"currency": currency, "required": to_string(needed), "missing": to_string(missing)},
+        )
+
+
+def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int) -> int:
+    """Raise a deployment's hold to `needed_pico`, wholly or not at all; what is missing (0: done)."""
+    subject = deployment_subject(deployment_id)
+    live = Hold.objects.filter(
+        subject=subject, account__tenant_id=tenant_id, account__currency=currency, sealed_at=None
+    )
+    more = needed_pico - (live.aggregate(total=Sum("open"))["total"] or 0)
+    if more <= 0:
+        return 0
+    closed = Hold.objects.filter(subject=subject, sealed_at__isnull=False)
+    generation = (closed.aggregate(last=Max("generation"))["last"] or 0) + 1
+    transfer = (live.aggregate(last=Max("moves__transfer"))["last"] or 0) + 1
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT hold_place(%s::uuid, %s, %s, %s, %s, %s, true)",
+            [tenant_id, currency, subject, generation, transfer, more],
+        )
+        placed = int(cursor.fetchone()[0])
+    if placed == more:
+        return 0
+    balance = selectors.balance_for(tenant_id)
+    return max(1, more - balance.available_pico)
+
+
+def hold_close(*, deployment_id: UUID) -> None:
+    """Close a deployment's hold: nothing more is placed, the last slices draw, then the rest goes back."""
+    now = utcnow()
+    Hold.objects.filter(subject=deployment_subject(deployment_id), sealed_at=None).update(
+        sealed_at=now, expires_at=now + CLOSING
+    )
+
+
+def deployment_subject(deployment_id: UUID) -> str:
+    """The subject of a deployment's holds."""
+    return f"deployment:{deployment_id}"
+
+
+@transaction.atomic
+def _money_in(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str, kind: str) -> UUID:
+    if amount_pico <= 0:
+        raise Problem(INVALID_PARAMETER, "amount is above zero", param="amount")
+    accounts_open(tenant_id=tenant_id, currency=currency)
+    accounts = ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
+    house_kind = AccountKind.CASH if kind == "topup" else AccountKind.WRITEOFF
+    house = ledger.house_account(currency=currency, kind=house_kind)
+    scoped_key = f"{kind}:{tenant_id}:{idem_key}"
+    known = LedgerTx.objects.filter(idem_key=scoped_key).first()
+    if known is not None:
+        entry = known.entries.filter(account_id=house.id).first()
+        if entry is None or entry.amount != -amount_pico:
+            raise Problem(IDEMPOTENCY_MISMATCH, "this key credited another amount; use a new key")
+        return known.id
+    overrun = accounts[AccountKind.OVERRUN]
+    settled = min(amount_pico, max(0, -overrun.posted)) if kind == "topup" else 0
+    target = accounts[AccountKind.PREPAID if kind == "topup" else AccountKind.PROMO]
+    tx_id = ledger.tx_open(
+        tenant_id=tenant_id,
+        kind=kind,
+        idem_key=scoped_key,
+        source_type="operator",
+        source_id=actor,
+        effective_at=utcnow(),
+    )
+    amounts = {target.id: amount_pico - settled, overrun.id: settled, house.id: -amount_pico}
+    ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
+    audit_write(
+        actor=actor,
+        tenant_id=tenant_id,
+        action=f"money.{kind}",
+        detail={"amount": to_string(amount_pico), "currency": currency, "tx": str(tx_id)},
+    )
+    return tx_id

@@ -1,0 +1,223 @@
+"""Dedicated time: billing's copy of the facts, hour slices on the books, the next hour's money ahead."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Sum
+
+from billing import holds, ledger
+from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
+from billing.models import BillableSpan, Hold, Quarantine, RatedLine, UsageEvent
+from billing.posting import Charge, charges_post, tenant_lock
+from billing.selectors import sheet_for, sheets_of
+from billing.services import accounts_open, deployment_hold_fill, deployment_subject
+from kernel import usage
+from kernel.clock import HOUR, utcnow
+from kernel.pricing import ACCEL_SECOND, Sheet, rate, total
+from tenants import outbox
+from tenants.selectors import tenant_get
+
+TOPIC = "inference.billable"
+# From this minute on the next hour's money is set aside too.
+AHEAD_MINUTE = 50
+# LEAST and GREATEST pass over NULL, so facts may come repeated and in any order.
+UPSERT = """
+INSERT INTO billable_span (pod_uid, tenant_id, deployment_id, endpoint_id, sku, region, accelerator,
+  accelerator_count, from_at, proven_at, ended_at)
+VALUES (%(pod_uid)s, %(tenant_id)s, %(deployment_id)s, %(endpoint_id)s, %(sku)s, %(region)s, %(accelerator)s,
+  %(accelerator_count)s, %(from)s, %(alive)s, %(to)s)
+ON CONFLICT (pod_uid) DO UPDATE SET
+  from_at = LEAST(billable_span.from_at, EXCLUDED.from_at),
+  proven_at = GREATEST(billable_span.proven_at, EXCLUDED.proven_at),
+  ended_at = LEAST(billable_span.ended_at, EXCLUDED.ended_at)
+"""
+
+
+@transaction.atomic
+def facts_take(*, limit: int = 500) -> int:
+    """Copy waiting facts of inference into spans; how many. A fact that is no fact goes to quarantine."""
+    rows = outbox.take(topic=TOPIC, limit=limit)
+    for row in rows:
+        try:
+            fact = _fact(row.payload)
+        except (KeyError, ValueError, TypeError) as error:
+            reason = f"no billable fact: {error!r}"
+            Quarantine.objects.create(reason=reason, payload=row.payload)
+            ledger.alarm(key=f"quarantine:{row.dedupe_key}", sentence=f"{row.dedupe_key}: {reason}")
+            continue
+        with connection.cursor() as cursor:
+            cursor.execute(UPSERT, fact)
+    outbox.mark(rows)
+    return len(rows)
+
+
+def slices_rate(*, now: datetime | None = None) -> int:
+    """Book every complete slice of every span and set the next hour's money aside; how many slices.
+
+    Time counts up to the latest proof of life. No slice is skipped: without a price it stops there and
+    says so. A repeat books nothing twice.
+    """
+    now = now or utcnow()
+    running = BillableSpan.objects.filter(finished=False, from_at__isnull=False)
+    booked = sum(
+        _tenant_rate(tenant_id, now)
+        for tenant_id in running.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
+    )
+    holds.deployment_holds_return(now=now)
+    return booked
+
+
+@transaction.atomic
+def _tenant_rate(tenant_id: UUID, now: datetime) -> int:
+    tenant_lock(tenant_id=tenant_id)
+    currency = tenant_get(tenant_id).currency
+    accounts_open(tenant_id=tenant_id, currency=currency)
+    spans = list(
+        BillableSpan.objects.select_for_update()
+        .filter(tenant_id=tenant_id, finished=False, from_at__isnull=False)
+        .order_by("pod_uid")
+    )
+    rater = _Rater(currency)
+    charges = [charge for span in spans for charge in rater.charges(span)]
+    if charges:
+        charges_post(tenant_id=tenant_id, currency=currency, charges=charges, source_id="slices")
+    BillableSpan.objects.bulk_update(spans, ["rated_until", "finished"])
+    _ahead([span for span in spans if span.ended_at is None], currency, now)
+    return len(charges)
+
+
+class _Rater:
+    """Rates the slices of one tenant's spans in order; the seconds rated before run on in it."""
+
+    def __init__(self, currency: str) -> None:
+        self.currency = currency
+        self._before: dict[tuple[UUID, int, int], int] = {}
+
+    def charges(self, span: BillableSpan) -> Iterable[Charge]:
+        """The span's slices that are complete and not booked; moves the span on."""
+        start = span.rated_until or span.from_at
+        end = span.ended_at or span.proven_at
+        if start is None or end is None:
+            return
+        for part in cut(start, end, self._changes(span), ended=span.ended_at is not None):
+            sheet = sheet_for(
+                sku=span.sku,
+                region=span.region,
+                currency=self.currency,
+                tenant_id=span.tenant_id,
+                at=part.start,
+            )
+            if sheet is None or ACCEL_SECOND not in sheet.meters:
+                at = part.start.isoformat()
+                ledger.alarm(
+                    key=f"unrated:{span.pod_uid}:{at}",
+                    sentence=f"{span.sku} has no price in {self.currency} at {at}: pod {span.pod_uid} is not billed on",
+                )
+                return
+            booked = UsageEvent.objects.filter(
+                subject_id=span.deployment_id, kind=usage.ACCEL, started_at=part.start, pod_uid=span.pod_uid
+            )
+            if not booked.exists():
+                yield self._charge(span, part, sheet)
+            span.rated_until = part.end
+        span.finished = span.ended_at is not None
+
+    def _changes(self, span: BillableSpan) -> list[datetime]:
+        return [
+            sheet.effective_from
+            for sheet in sheets_of(span.sku, span.region, self.currency)
+            if sheet.tenant_id in {None, str(span.tenant_id)}
+        ]
+
+    def _charge(self, span: BillableSpan, part: Slice, sheet: Sheet) -> Charge:
+        quantity = part.seconds * span.accelerator_count
+        price = sheet.meters[ACCEL_SECOND]
+        key = (span.deployment_id, price.num_pico, price.den)
+        if key not in self._before:
+            self._before[key] = _seconds_rated(*key)
+        before = self._before[key]
+        self._before[key] += quantity
+        lines = tuple(rate(sheet, {ACCEL_SECOND: quantity}, seconds_before=before))
+        event = usage.UsageEvent(
+            event_id=slice_id(
+                part,
+                deployment_id=span.deployment_id,
+                pod_uid=span.pod_uid,
+                accelerator=span.accelerator,
+                count=span.accelerator_count,
+            ),
+            source="slices",
+            tenant_id=span.tenant_id,
+            subject_id=span.deployment_id,
+            kind=usage.ACCEL,
+            sku=span.sku,
+            region=span.region,
+            currency=self.currency,
+            started_at=part.start,
+            ended_at=part.end,
+            counts={ACCEL_SECOND: quantity},
+            sheet=sheet.sha256(),
+            quoted_pico=total(lines),
+            provenance=usage.ENGINE_FINAL,
+            finish="slice",
+            endpoint_id=str(span.endpoint_id),
+            deployment_id=str(span.deployment_id),
+            pod_uid=span.pod_uid,
+            accelerator=span.accelerator,
+            accelerator_count=span.accelerator_count,
+        )
+        subject = deployment_subject(span.deployment_id)
+        return Charge(event, lines, subject, None, seconds_before=before)
+
+
+def _seconds_rated(deployment_id: UUID, num_pico: int, den: int) -> int:
+    """Accelerator-seconds on the books of a deployment under one rate."""
+    lines = RatedLine.objects.filter(event__subject_id=deployment_id, meter=ACCEL_SECOND, num_pico=num_pico, den=den)
+    return lines.aggregate(total=Sum("quantity"))["total"] or 0
+
+
+def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
+    """Raise each running deployment's hold to cover what is not booked yet and the time to come."""
+    until = hour_of(now) + (2 if now.minute >= AHEAD_MINUTE else 1) * HOUR
+    needed: dict[tuple[UUID, UUID], int] = defaultdict(int)
+    for span in spans:
+        start = span.rated_until or span.from_at
+        sheet = sheet_for(sku=span.sku, region=span.region, currency=currency, tenant_id=span.tenant_id, at=now)
+        if start is None or sheet is None or ACCEL_SECOND not in sheet.meters:
+            continue
+        first, end = inner_seconds(start, until)
+        seconds = max(0, int((end - first).total_seconds())) * span.accelerator_count
+        price = sheet.meters[ACCEL_SECOND]
+        needed[span.tenant_id, span.deployment_id] += -(-seconds * price.num_pico // price.den)
+    for (tenant_id, deployment_id), pico in needed.items():
+        subject = deployment_subject(deployment_id)
+        if not Hold.objects.filter(subject=subject, sealed_at=None).exists():
+            continue
+        missing = deployment_hold_fill(
+            tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=pico
+        )
+        if missing:
+            ledger.alarm(
+                key=f"hold-short:{deployment_id}:{until.isoformat()}",
+                sentence=f"deployment {deployment_id} lacks {missing} pico {currency} for the time until {until}",
+            )
+
+
+def _fact(payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload as parameters of UPSERT. KeyError, ValueError or TypeError where it is none."""
+    at = datetime.fromisoformat(payload["at"])
+    if payload["event"] not in {"from", "alive", "to"}:
+        raise ValueError(f"event {payload['event']!r}")
+    if at.tzinfo is None:
+        raise ValueError("at has no zone")
+    names = ("pod_uid", "tenant_id", "deployment_id", "endpoint_id")
+    return {
+        **{name: UUID(payload[name]) for name in names},
+        **{name: str(payload[name]) for name in ("sku", "region", "accelerator")},
+        "accelerator_count": int(payload["accelerator_count"]),
+        **{word: at if payload["event"] == word else None for word in ("from", "alive", "to")},
+    }

@@ -1,0 +1,35 @@
+"""Billable facts of dedicated replicas, to the outbox that billing reads; no price is known here."""
+
+from datetime import datetime
+from uuid import UUID
+
+from inference.core.replicas import ALIVE, slot
+from inference.core.words import Rung
+from inference.models import Deployment
+from tenants.outbox import publish
+
+TOPIC = "inference.billable"
+
+
+def publish_fact(*, deployment: Deployment, pod_uid: UUID, event: str, at: datetime) -> None:
+    """Write one fact in the caller's transaction; shared engines are the operator's own and bill nothing."""
+    endpoint = deployment.endpoint
+    if endpoint.rung == Rung.SHARED:
+        return
+    dedupe_key = f"billable:{pod_uid}:{event}"
+    publish(
+        topic=TOPIC,
+        dedupe_key=f"{dedupe_key}:{slot(at)}" if event == ALIVE else dedupe_key,
+        payload={
+            "deployment_id": str(deployment.id),
+            "endpoint_id": str(endpoint.id),
+            "tenant_id": str(deployment.tenant_id),
+            "pod_uid": str(pod_uid),
+            "sku": deployment.sku,
+            "region": endpoint.region,
+            "accelerator": deployment.pool.accelerator,
+            "accelerator_count": deployment.accelerators,
+            "event": event,
+            "at": at.isoformat(),
+        },
+    )

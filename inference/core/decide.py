@@ -1,0 +1,219 @@
+"""One pass over an endpoint: what to do next, and what its status is. Pure.
+
+The same rows and facts give the same decision; in sync, it holds no action.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from inference.core import conditions as c
+from inference.core.conditions import Condition
+from inference.core.rows import DELETED, DeploymentRow, EndpointRow
+from inference.core.status import status_of
+from inference.core.words import Finalizer, ReplicaState
+from k8s.cluster import Object
+from k8s.desired import SPEC_HASH_LABEL, WorkloadSpec, deployment_objects, tenant_objects
+from k8s.observe import Observed
+
+_PROBE_RETRY_S = 2
+_ACTION_RETRY_S = 5
+_WATCH_RETRY_S = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Bring the deployment's share of its pool to `accelerators`, as far as there is room."""
+
+    deployment_id: UUID
+    accelerators: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Reserve money for a deployment that is to run again."""
+
+    deployment_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class CloseHold:
+    """Return the money of a deployment that runs no more."""
+
+    deployment_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Make the cluster hold `objects`, the manifests behind `digest`."""
+
+    deployment_id: UUID
+    digest: str
+    manifests: str
+
+    def objects(self) -> list[Object]:
+        """The manifests."""
+        loaded: list[Object] = json.loads(self.manifests)
+        return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteWorkload:
+    """Remove the deployment's objects from the cluster."""
+
+    deployment_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask a new pod for one token through the gateway."""
+
+    deployment_id: UUID
+    pod_uid: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRoute:
+    """Write the endpoint's route; `routed` remembers for what."""
+
+    routed: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute:
+    """Take the endpoint's route away."""
+
+
+Action = Reserve | PlaceHold | CloseHold | Apply | DeleteWorkload | Probe | ProgramRoute | RemoveRoute
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`actions` in order; the status as it stands without them; `retry_s` None: wait for facts or intent."""
+
+    actions: tuple[Action, ...]
+    conditions: tuple[Condition, ...]
+    finalizers: tuple[Finalizer, ...]
+    serving: int
+    retry_s: int | None
+
+    @property
+    def archived(self) -> bool:
+        """Nothing is left to undo."""
+        return not self.finalizers
+
+
+def decide(row: EndpointRow) -> Decision:
+    """What to do next for one endpoint, and its status."""
+    if row.deleting:
+        return _dismantle(row)
+    actions: list[Action] = []
+    routed = f"{row.generation}:{row.stop or 'run'}"
+    if row.routed != routed:
+        actions.append(ProgramRoute(routed))
+    for deployment in row.deployments:
+        actions.extend(_advance(row, deployment))
+    status = status_of(row, routed)
+    return Decision(tuple(actions), status, tuple(Finalizer), row.serving, _retry_s(row, actions, status))
+
+
+def _runnable(row: EndpointRow, deployment: DeploymentRow) -> int:
+    """Replicas that may run: wanted, paid for, and with accelerators reserved."""
+    if deployment.paid and not deployment.held:
+        return 0
+    return min(row.wanted(deployment), deployment.reserved // deployment.accelerators)
+
+
+def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
+    wanted = row.wanted(deployment)
+    if deployment.paid and not deployment.held and wanted:
+        yield PlaceHold(deployment.id)
+    share = _share(deployment, wanted)
+    if share != deployment.reserved:
+        yield Reserve(deployment.id, share)
+    run = _runnable(row, deployment)
+    if run or deployment.applied:
+        yield from _apply(row, deployment, run)
+    for item in deployment.replicas:
+        if wanted and item.state is ReplicaState.PROVING and item.pod_uid in deployment.open_pods:
+            yield Probe(deployment.id, item.pod_uid)
+    if deployment.held and not wanted and deployment.is_empty:
+        yield CloseHold(deployment.id)
+
+
+def _share(deployment: DeploymentRow, wanted: int) -> int:
+    """Accelerators to hold: what is wanted, and never less than what pods still sit on."""
+    needed = wanted * deployment.accelerators
+    if deployment.reserved <= needed:
+        return needed
+    if not deployment.applied:
+        return needed
+    if not deployment.fresh:
+        return deployment.reserved
+    return min(deployment.reserved, max(needed, len(deployment.pods) * deployment.accelerators))
+
+
+def _apply(row: EndpointRow, deployment: DeploymentRow, run: int) -> Iterator[Action]:
+    spec = replace(deployment.workload, generation=row.generation, replicas=run)
+    objects = deployment_objects(spec, deployment.pool)
+    manifests = json.dumps(tenant_objects(deployment.tenant, deployment.region) + objects, sort_keys=True)
+    digest = hashlib.sha256(manifests.encode()).hexdigest()
+    if deployment.applied != digest or (deployment.fresh and _drifted(deployment.seen, spec, objects[0])):
+        yield Apply(deployment.id, digest, manifests)
+
+
+def _drifted(seen: Observed | None, spec: WorkloadSpec, manifest: Object) -> bool:
+    """The cluster holds something else than what it accepted."""
+    if seen is None:
+        return True
+    spec_hash = manifest["metadata"]["labels"][SPEC_HASH_LABEL]
+    return (seen.generation, seen.replicas, seen.spec_hash) != (spec.generation, spec.replicas, spec_hash)
+
+
+def _dismantle(row: EndpointRow) -> Decision:
+    """The way down: route, workload, metering, hold; each finalizer stands until its facts say so."""
+    actions: list[Action] = []
+    if row.routed:
+        actions.append(RemoveRoute())
+    for deployment in row.deployments:
+        actions.extend(_take_down(deployment))
+    left = {
+        Finalizer.ROUTE: bool(row.routed),
+        Finalizer.WORKLOAD: not all(item.is_gone and not item.reserved for item in row.deployments),
+        Finalizer.METERING: any(item.replicas for item in row.deployments),
+        Finalizer.HOLD: any(item.held for item in row.deployments),
+    }
+    finalizers = tuple(name for name, stands in left.items() if stands)
+    status = tuple(Condition(name, c.FALSE, c.DELETING, _going(finalizers)) for name in c.TYPES)
+    retry_s = (_ACTION_RETRY_S if actions else _WATCH_RETRY_S) if finalizers else None
+    return Decision(tuple(actions), status, finalizers, row.serving, retry_s)
+
+
+def _going(finalizers: tuple[Finalizer, ...]) -> str:
+    return f"still to undo: {', '.join(finalizers)}" if finalizers else "everything is undone"
+
+
+def _take_down(deployment: DeploymentRow) -> Iterator[Action]:
+    back = deployment.fresh and deployment.seen is not None and deployment.seen.generation > 0
+    if deployment.applied and (deployment.applied != DELETED or back):
+        yield DeleteWorkload(deployment.id)
+    if not deployment.is_gone:
+        return
+    if deployment.reserved:
+        yield Reserve(deployment.id, 0)
+    if deployment.held and not deployment.replicas:
+        yield CloseHold(deployment.id)
+
+
+def _retry_s(row: EndpointRow, actions: list[Action], status: tuple[Condition, ...]) -> int | None:
+    if any(isinstance(item, Probe) for item in actions):
+        return _PROBE_RETRY_S
+    if actions:
+        return _WATCH_RETRY_S if all(isinstance(item, Reserve) for item in actions) else _ACTION_RETRY_S
+    if all(item.status == c.TRUE for item in status):
+        return None
+    if not any(row.wanted(item) for item in row.deployments) and all(item.is_empty for item in row.deployments):
+        return None
+    return _WATCH_RETRY_S

@@ -1,0 +1,109 @@
+"""What a pass reads: an endpoint, its deployments and replicas, and what was seen of them. Pure."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from inference.core.conditions import Condition
+from inference.core.words import ReplicaState
+from k8s.desired import PoolBinding, RegionBinding, TenantSpec, WorkloadSpec
+from k8s.observe import Observed, ObservedPod
+
+DELETED = "deleted"
+PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why the cluster or a port refused the last attempt."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """One replica that is not gone."""
+
+    pod_uid: UUID
+    state: ReplicaState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentRow:
+    """One deployment with what it should run on and what was seen of it.
+
+    `workload.replicas` is what the customer asked for. `applied` is the digest that the cluster last
+    accepted, PENDING during an attempt, DELETED after a delete, "" before the first. `fresh` says that the
+    facts are younger than that. `weights_known` says that the pool vouches for the weights.
+    """
+
+    workload: WorkloadSpec
+    pool: PoolBinding
+    region: RegionBinding
+    tenant: TenantSpec
+    accelerators: int
+    paid: bool
+    reserved: int
+    held: bool
+    applied: str
+    fault: Fault | None
+    fresh: bool
+    seen: Observed | None
+    replicas: tuple[ReplicaRow, ...]
+    weights_known: bool
+    pool_free: int
+
+    @property
+    def id(self) -> UUID:
+        """The deployment's id."""
+        return self.workload.deployment_id
+
+    @property
+    def pods(self) -> tuple[ObservedPod, ...]:
+        """Its pods as last seen."""
+        return self.seen.pods if self.seen else ()
+
+    @property
+    def open_pods(self) -> frozenset[UUID]:
+        """Pods that take requests."""
+        return frozenset(UUID(pod.uid) for pod in self.pods if pod.ready and not pod.terminating)
+
+    @property
+    def serving(self) -> int:
+        """How many replicas customers reach."""
+        return sum(item.state is ReplicaState.SERVING and item.pod_uid in self.open_pods for item in self.replicas)
+
+    @property
+    def is_empty(self) -> bool:
+        """No pod is left, and we know it."""
+        return not self.applied or (self.fresh and not self.pods and not self.replicas)
+
+    @property
+    def is_gone(self) -> bool:
+        """Neither object nor pod is left, and we know it."""
+        if not self.applied:
+            return not self.replicas
+        return self.applied == DELETED and self.fresh and self.seen is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRow:
+    """An endpoint's intent and status. `stop` is "", Paused or Suspended."""
+
+    id: UUID
+    generation: int
+    observed_generation: int
+    stop: str
+    deleting: bool
+    routed: str
+    conditions: tuple[Condition, ...]
+    deployments: tuple[DeploymentRow, ...]
+
+    @property
+    def serving(self) -> int:
+        """How many replicas customers reach."""
+        return sum(item.serving for item in self.deployments)
+
+    def wanted(self, deployment: DeploymentRow) -> int:
+        """Replicas of a deployment that the customer wants now."""
+        return 0 if self.stop or self.deleting else deployment.workload.replicas

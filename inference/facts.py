@@ -1,0 +1,168 @@
+"""Facts from a cluster into rows: what watcher and sweep write, and nobody else.
+
+Facts carry the database's instant at which their reading began (`as_of`); older ones never replace newer
+ones, so watcher and sweep may overtake each other.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Prefetch, QuerySet
+
+from inference import ports
+from inference.billable import publish_fact
+from inference.clock import database_now
+from inference.core import facts as encoding
+from inference.core.replicas import Change, Life, follow, slot
+from inference.core.words import ReplicaState
+from inference.hints import hint
+from inference.models import ClusterListing, Deployment, Endpoint, Observed, Replica
+from k8s.cluster import Cluster, Snapshot
+from k8s.observe import Observed as Facts
+from k8s.observe import observe
+
+log = logging.getLogger(__name__)
+
+
+def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
+    """List a cluster whole, record what differs, publish every pod. May raise UnreachableError."""
+    as_of = database_now()
+    snapshot = cluster.list()
+    record(cluster_name, observe(snapshot), as_of=as_of)
+    ClusterListing.objects.update_or_create(cluster=cluster_name, defaults={"listed_at": as_of})
+    for deployment in _live(cluster_name).filter(observed__isnull=False):
+        publish_pods(deployment)
+    return snapshot
+
+
+def record(
+    cluster_name: str,
+    seen: Mapping[UUID, Facts],
+    *,
+    as_of: datetime,
+    only: Collection[UUID] | None = None,
+    gone: Collection[UUID] | None = None,
+) -> None:
+    """Record the facts of a cluster's deployments (of `only`, where given); what `seen` lacks holds nothing.
+
+    `gone` names the pods known to have ended; None means that every pod absent from `seen` has. Facts that
+    stand already are not written again, but for one proof of life per serving pod and slot.
+    """
+    listing = ClusterListing.objects.filter(cluster=cluster_name).first()
+    serving = Prefetch("replica_rows", Replica.objects.filter(state=ReplicaState.SERVING), to_attr="serving")
+    deployments = _live(cluster_name).prefetch_related(serving)
+    if only is not None:
+        deployments = deployments.filter(id__in=only)
+    for deployment in deployments:
+        found = seen.get(deployment.id)
+        stored: Observed | None = getattr(deployment, "observed", None)
+        unchanged = stored is not None and stored.facts == (encoding.to_json(found) if found else None)
+        proven = all(row.alive_at and slot(row.alive_at) >= slot(as_of) for row in deployment.serving)
+        if (unchanged and proven) or not _record_one(deployment.id, found, as_of, listing, gone):
+            continue
+        publish_pods(deployment)
+        if not unchanged:
+            hint(deployment.endpoint_id)
+
+
+def publish_pods(deployment: Deployment) -> None:
+    """Write one deployment's pods for the gateways; where they are unreachable the next sweep does it."""
+    states = {
+        row.pod_uid: ReplicaState(row.state)
+        for row in Replica.objects.filter(deployment=deployment).exclude(state=ReplicaState.GONE)
+    }
+    stored = Observed.objects.filter(deployment=deployment).first()
+    facts = encoding.from_json(stored.facts) if stored and stored.facts else None
+    stopped = stopped_at(deployment.endpoint) is not None
+    try:
+        ports.get().publish_pods(deployment.id, encoding.pod_records(facts, states, stopped=stopped))
+    except ports.Unavailable:
+        log.warning("pods of deployment %s are not published; the next sweep tries again", deployment.id)
+
+
+def stopped_at(endpoint: Endpoint) -> datetime | None:
+    """When the customer ended what runs: the earlier of pause and delete."""
+    instants = [at for at in (endpoint.paused_at, endpoint.deletion_requested_at) if at]
+    return min(instants, default=None)
+
+
+def _live(cluster_name: str) -> QuerySet[Deployment]:
+    return Deployment.objects.filter(pool__cluster=cluster_name, endpoint__archived_at__isnull=True).select_related(
+        "endpoint", "observed"
+    )
+
+
+@transaction.atomic
+def _record_one(
+    deployment_id: UUID,
+    found: Facts | None,
+    as_of: datetime,
+    listing: ClusterListing | None,
+    gone: Collection[UUID] | None,
+) -> bool:
+    """True where these facts are the newest and were taken in."""
+    deployment = (
+        Deployment.objects.select_for_update(of=("self",)).select_related("endpoint", "pool").get(id=deployment_id)
+    )
+    stored = Observed.objects.filter(deployment=deployment).first()
+    if stored is not None and stored.observed_at >= as_of:
+        return False
+    _follow_replicas(deployment, stored, found, as_of, listing, gone)
+    facts = encoding.to_json(found) if found else None
+    if stored is None or stored.facts != facts:
+        Observed.objects.update_or_create(
+            deployment=deployment,
+            defaults={"tenant_id": deployment.tenant_id, "observed_at": as_of, "facts": facts},
+        )
+    return True
+
+
+def _follow_replicas(
+    deployment: Deployment,
+    stored: Observed | None,
+    found: Facts | None,
+    as_of: datetime,
+    listing: ClusterListing | None,
+    gone: Collection[UUID] | None,
+) -> None:
+    before = encoding.from_json(stored.facts) if stored and stored.facts else None
+    was_ready = {UUID(pod.uid) for pod in before.pods if pod.ready} if before else set()
+    pods = {UUID(pod.uid): pod for pod in found.pods} if found else {}
+    rows = list(Replica.objects.filter(deployment=deployment).exclude(state=ReplicaState.GONE))
+    lives = [
+        Life(
+            row.pod_uid,
+            ReplicaState(row.state),
+            row.serving_at,
+            row.alive_at,
+            was_ready=row.pod_uid in was_ready,
+        )
+        for row in rows
+        if gone is None or row.pod_uid in pods or row.pod_uid in gone
+    ]
+    proofs = [at for at in (stored and stored.observed_at, listing and listing.listed_at) if at]
+    changes = follow(
+        lives,
+        pods,
+        as_of=as_of,
+        proof_at=max(proofs, default=as_of),
+        stopped_at=stopped_at(deployment.endpoint),
+    )
+    for change in changes:
+        _write(deployment, change, as_of)
+    known = Replica.objects.filter(pod_uid__in=pods).values_list("pod_uid", flat=True)
+    Replica.objects.bulk_create(
+        Replica(pod_uid=uid, tenant_id=deployment.tenant_id, deployment=deployment)
+        for uid in set(pods) - set(known)
+        if not pods[uid].terminating
+    )
+
+
+def _write(deployment: Deployment, change: Change, as_of: datetime) -> None:
+    gone_at = as_of if change.state is ReplicaState.GONE else None
+    Replica.objects.filter(pod_uid=change.pod_uid).update(state=change.state, alive_at=change.alive_at, gone_at=gone_at)
+    if change.fact and change.fact_at:
+        publish_fact(deployment=deployment, pod_uid=change.pod_uid, event=change.fact, at=change.fact_at)

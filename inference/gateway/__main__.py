@@ -1,0 +1,33 @@
+"""`python -m inference.gateway`: settings from the environment, then serve."""
+
+import logging
+import sys
+
+import uvloop
+
+from inference.gateway.app import App, raise_file_limit
+from inference.gateway.config import Config, Misconfigured, from_environment
+from inference.gateway.recovery import InUse
+
+
+async def _serve(config: Config) -> None:
+    await App(config).run()
+
+
+def main() -> int:
+    """Exit status: 0 after a drain, 2 for settings that cannot work."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    raise_file_limit()
+    try:
+        uvloop.run(_serve(from_environment()))
+    except (Misconfigured, InUse) as refusal:
+        logging.critical("%s", refusal)  # noqa: LOG015  # the process's own last word
+        return 2
+    except OSError as failure:
+        logging.critical("cannot start: %s", failure)  # noqa: LOG015
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+-- Admit one request, all or nothing: key, limits and money in one step.
+-- KEYS  1 epoch  2 float run  3 key  4 requests of this minute  5 concurrency  then per purse: float, reservations
+-- ARGV  1 run_id  2 key version  3 standing ('live' or why not)  4 key expiry ms ('' none)
+--       5 price from ms  6 price until ms ('' open)  7 requests per minute  8 concurrency
+--       9 request id  10 amount  11 longest request ms
+-- Returns cause, time ms, then: admitted -> requests left, purse number (0 none), generation; short -> free, dry.
+-- Money is decimal text that HINCRBY adds; a script's numbers are doubles, so only signs are looked at here.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local stamp = string.format('%.0f', now)
+
+if not redis.call('GET', KEYS[1]) or redis.call('GET', KEYS[2]) ~= ARGV[1] then return {'incomplete', stamp} end
+
+local version = redis.call('HGET', KEYS[3], 'v')
+if not version then return {'unknown', stamp} end
+if version ~= ARGV[2] then return {'stale', stamp} end
+if ARGV[3] ~= 'live' then return {ARGV[3], stamp} end
+if ARGV[4] ~= '' and now >= tonumber(ARGV[4]) then return {'expired', stamp} end
+if now < tonumber(ARGV[5]) or (ARGV[6] ~= '' and now >= tonumber(ARGV[6])) then return {'repriced', stamp} end
+
+local used = tonumber(redis.call('GET', KEYS[4]) or '0')
+if used >= tonumber(ARGV[7]) then return {'rpm', stamp} end
+redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', stamp)
+if redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[8]) then return {'concurrency', stamp} end
+
+local expiry = string.format('%.0f', now + tonumber(ARGV[11]))
+local purse, generation = 0, ''
+if ARGV[10] ~= '0' then
+  for i = 6, #KEYS, 2 do
+    generation = redis.call('HGET', KEYS[i], 'gen')
+    if generation then
+      if redis.call('HINCRBY', KEYS[i], 'free', '-' .. ARGV[10]) >= 0 then
+        purse = (i - 4) / 2
+        redis.call('HSET', KEYS[i + 1], ARGV[9], generation .. '|' .. ARGV[10] .. '|' .. expiry)
+        break
+      end
+      redis.call('HINCRBY', KEYS[i], 'free', ARGV[10])
+    end
+  end
+  if purse == 0 then
+    local last = redis.call('HMGET', KEYS[#KEYS - 1], 'free', 'dry')
+    return {'short', stamp, last[1] or '0', last[2] or '0'}
+  end
+end
+
+redis.call('INCR', KEYS[4])
+redis.call('EXPIRE', KEYS[4], 120)
+redis.call('ZADD', KEYS[5], expiry, ARGV[9])
+redis.call('PEXPIREAT', KEYS[5], expiry)
+return {'admitted', stamp, tostring(tonumber(ARGV[7]) - used - 1), tostring(purse), generation}

@@ -1,0 +1,306 @@
+"""The one path of a completion: authenticate → admit → route → journal → stream → journal → settle."""
+
+import asyncio
+import hashlib
+import hmac
+from datetime import datetime
+
+import orjson
+
+from inference.gateway import authn, engine_errors, http_head
+from inference.gateway.admission import Admission, Ask
+from inference.gateway.config import Address, Config
+from inference.gateway.core import request as bodies
+from inference.gateway.core import usage
+from inference.gateway.core.quote import Quote, affordable_tokens, quote
+from inference.gateway.core.request import Usage
+from inference.gateway.core.usage import Counts
+from inference.gateway.flights import Flight, Flights
+from inference.gateway.job import Job
+from inference.gateway.journal import Journal
+from inference.gateway.metrics import Metrics
+from inference.gateway.projection import Projection
+from inference.gateway.reader import Request
+from inference.gateway.relay import End, Relay, StreamRelay
+from inference.gateway.routing import Router, not_found, visible
+from inference.gateway.server import ClientGone, Connection
+from inference.gateway.upstream import Pool, request_bytes
+from kernel import keys, wire
+from kernel.pricing import Unrated
+from kernel.problems import ENGINE_ERROR, UNRATED, Problem
+from kernel.usage import ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+ATTEMPTS = 2
+
+
+class Completions:
+    """Handler of both completion routes."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        projection: Projection,
+        admission: Admission,
+        router: Router,
+        pool: Pool,
+        journal: Journal,
+        flights: Flights,
+        metrics: Metrics,
+    ) -> None:
+        self._config = config
+        self._projection = projection
+        self._admission = admission
+        self._router = router
+        self._pool = pool
+        self._journal = journal
+        self._flights = flights
+        self._metrics = metrics
+
+    async def __call__(self, request: Request, client: Connection) -> None:
+        """Answer one request. Problem before anything was written; later the answer says what happened."""
+        flight = self._flights.board(request.request_id)
+        job: Job | None = None
+        try:
+            job = await self._admitted(request)
+            flight.since_ms = int(job.grant.started_at.timestamp() * 1000)
+            client.answer_headers |= {**job.grant.headers, "x-moorage-endpoint": job.route.endpoint_id}
+            await self._serve(job, flight, client)
+        except Problem as problem:
+            self._metrics.add("gateway_requests_total", route=request.path, end=problem.type.code)
+            raise
+        finally:
+            if job is not None and not job.ended:
+                self._abandon(job)
+            self._flights.leave(request.request_id)
+
+    async def _admitted(self, request: Request) -> Job:
+        presented = authn.presented(request)
+
+        key = await self._key(presented)
+        call = bodies.parse(request.body, chat=request.path == CHAT)
+        route = await self._router.endpoint(key, call.model)
+        size = bodies.size(call, route.max_model_len)
+        deployment = await self._router.deployment(route)
+
+        async def key_anew() -> wire.KeyRecord:
+            newer = await self._key(presented, kept=False)
+            if not visible(newer, route, call.model):
+                raise not_found(call.model)
+            return newer
+
+        async def price_at(at: datetime) -> Quote:
+            sheets = await self._projection.sheets(
+                tenant_id=key.tenant_id, sku=deployment.sku, region=route.region, currency=key.currency
+            )
+            try:
+                return quote(sheets, at=at, size=size, answers=call.answers)
+            except Unrated:
+                raise Problem(UNRATED, "No price is in force for this model in your currency yet.") from None
+
+        def affordable(offer: Quote, free_pico: int) -> int:
+            return affordable_tokens(offer.sheet, free_pico=free_pico, size=size, answers=call.answers)
+
+        grant = await self._admission.admit(Ask(request.request_id, key, key_anew, price_at, affordable))
+        return Job.begin(
+            source=self._config.gateway_id,
+            path=request.path,
+            call=call,
+            size=size,
+            route=route,
+            deployment=deployment,
+            grant=grant,
+        )
+
+    async def _key(self, presented: keys.ParsedKey, *, kept: bool = True) -> wire.KeyRecord:
+        return await authn.authenticate(presented, projection=self._projection, pepper=self._config.pepper, kept=kept)
+
+    async def _serve(self, job: Job, flight: Flight, client: Connection) -> None:
+        relay, end = await self._attempts(job, flight, client)
+        if end in (End.COMPLETE, End.FAILED, End.CUT) and (client.started or end is End.COMPLETE):
+            try:
+                await client.drained()
+            except ClientGone:
+                end = End.GONE
+        if end is End.GONE:
+            await self._client_left(job, relay)
+        elif end is End.COMPLETE and isinstance(relay, StreamRelay):
+            await self._complete_stream(job, relay, client)
+        elif end is End.COMPLETE:
+            await self._complete_whole(job, relay, client)
+        elif client.started:
+            await self._break_off(job, relay, end, client)
+        else:
+            raise _problem(job, relay, end)
+
+    async def _attempts(self, job: Job, flight: Flight, client: Connection) -> tuple[Relay, End]:
+        """Ask a replica; ask another one if the first failed before a byte went to the client."""
+        besides: str | None = None
+        for attempt in range(1, ATTEMPTS + 1):
+            job.attempt = attempt
+            job.pod = await self._router.replica(job.deployment.deployment_id, client, besides=besides)
+            await self._journal.open(job.event(Counts(), finish="gateway_crash"))
+            job.opened = True
+            if client.gone:
+                raise ClientGone
+            relay = flight.relay = self._relay(job, client)
+            end = await self._ask(job, job.pod, relay)
+            failed = end in (End.FAILED, End.UNREACHABLE) or (end is End.REFUSED and relay.status >= 500)
+            if client.started or not failed or attempt == ATTEMPTS:
+                break
+            besides = job.pod.pod_uid
+            self._metrics.add("gateway_retries_total")
+        if relay.running.clamped:
+            self._metrics.add("gateway_clamped_total")
+        return relay, end
+
+    def _relay(self, job: Job, client: Connection) -> Relay:
+        running = job.running()
+        if not job.call.stream:
+            return Relay(client, running)
+
+        def progress(delivered: int) -> None:
+            if delivered:
+                counts = Counts(running.counts.hit, running.counts.miss, delivered)
+                self._journal.progress(job.request_id, counts.meters(), job.cost(counts), job.now().isoformat())
+
+        return StreamRelay(client, running, wants=job.call.usage, progress=progress)
+
+    async def _ask(self, job: Job, pod: wire.PodRecord, relay: Relay) -> End:
+        address = Address.parse(pod.address)
+        salt = self._cache_salt(job.grant.key.tenant_id) if job.route.shared else None
+        body = bodies.for_engine(
+            job.call, served_name=job.route.served_name, max_tokens=job.size.max_tokens, cache_salt=salt
+        )
+        left_s = self._config.longest_s - (asyncio.get_running_loop().time() - job.began)
+        with self._router.busy(pod):
+            try:
+                connection = await self._pool.connect(address)
+            except OSError:
+                self._router.failed(pod)
+                return End.UNREACHABLE
+            fresh = connection.fresh
+            relay.attach(connection)
+            connection.ask(request_bytes(job.path, address, body, job.request_id), relay)
+            try:
+                async with asyncio.timeout(left_s):
+                    end = await relay.end
+            except TimeoutError:
+                relay.stop(End.CUT)
+                end = End.CUT
+        if end is End.FAILED and fresh:
+            self._router.failed(pod)
+        return end
+
+    async def _complete_stream(self, job: Job, relay: StreamRelay, client: Connection) -> None:
+        counts, exact = relay.running.counts, relay.running.final is not None
+        await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(exact, counts))
+        terminal = b"data: [DONE]\n\n"
+        if relay.last is not None and job.call.usage is not Usage.NONE:
+            event, parsed = relay.last
+            told = usage.public(parsed["usage"], counts, job.cost(counts), job.grant.key.currency)
+            terminal = usage.replace(event, parsed, told) + terminal
+        client.write(http_head.chunk(terminal)[0] + http_head.LAST_CHUNK)
+        client.finish()
+
+    async def _complete_whole(self, job: Job, relay: Relay, client: Connection) -> None:
+        """All but the last byte, then CLOSE, then the last byte."""
+        raw = b"".join(relay.pieces)
+        try:
+            parsed = orjson.loads(raw)
+            relay.running.finish(parsed["usage"])
+            relay.finish = parsed["choices"][0].get("finish_reason") or "stop"
+        except (orjson.JSONDecodeError, TypeError, KeyError, IndexError, AttributeError):
+            raise Problem(ENGINE_ERROR, "The engine's answer could not be read; retry.", retry_after_s=1) from None
+        counts = relay.running.counts
+        told = usage.public(parsed["usage"], counts, job.cost(counts), job.grant.key.currency)
+        answer = usage.replace(raw, parsed, told)
+        before = client.offset
+        client.start(200, {"content-type": "application/json"}, len(answer))
+        client.write(answer[:-1])
+        try:
+            await client.drained()
+        except ClientGone:
+            reached = client.acknowledged() > before
+            billed = counts if reached else Counts()
+            await self._close(job, relay, billed, finish="abort_client", waste=counts.out - billed.out)
+            return
+        await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(True, counts))
+        client.write(answer[-1:])
+        client.finish()
+
+    async def _break_off(self, job: Job, relay: Relay, end: End, client: Connection) -> None:
+        """The answer began and cannot go on: what was delivered is billed, the client is told, no [DONE]."""
+        finish = "error_engine" if end is End.FAILED else "time_limit"
+        problem = engine_errors.failure(relay.error) if end is End.FAILED else engine_errors.cut()
+        await self._close(job, relay, relay.running.counts, finish=finish)
+        event = b"data: " + orjson.dumps(problem.as_openai()) + b"\n\n"
+        client.write(http_head.chunk(event)[0] + http_head.LAST_CHUNK)
+        client.finish()
+
+    async def _client_left(self, job: Job, relay: Relay) -> None:
+        """The prompt and what reached the client are billed; nothing, if nothing did."""
+        seen = relay.running.counts
+        delivered = relay.delivered() if isinstance(relay, StreamRelay) else 0
+        billed = Counts(seen.hit, seen.miss, delivered) if delivered else Counts()
+        await self._close(job, relay, billed, finish="abort_client", waste=seen.out - delivered)
+
+    async def _close(
+        self,
+        job: Job,
+        relay: Relay,
+        counts: Counts,
+        *,
+        finish: str,
+        provenance: str = ENGINE_PARTIAL,
+        waste: int = 0,
+    ) -> None:
+        """CLOSE, durable; then the settlement is on its way before anything else is written to the client."""
+        event = job.event(counts, finish=finish, provenance=provenance, engine_usage=relay.running.final, waste=waste)
+        job.ended = True
+        await self._journal.close(event)
+        self._settle(job, cost_pico=event.quoted_pico)
+        self._metrics.add("gateway_requests_total", route=job.path, end=finish)
+        for meter, count in event.counts.items():
+            self._metrics.add("gateway_tokens_total", count, meter=meter)
+        self._metrics.add("gateway_waste_tokens_total", waste)
+        if provenance == ESTIMATED:
+            self._metrics.add("gateway_uncounted_total")
+
+    def _abandon(self, job: Job) -> None:
+        """Nothing came of it: everything reserved goes back."""
+        job.ended = True
+        if job.opened:
+            self._journal.drop(job.request_id)
+        self._settle(job, cost_pico=0)
+
+    def _settle(self, job: Job, *, cost_pico: int) -> None:
+        grant = job.grant
+        self._admission.settle(
+            request_id=job.request_id,
+            key_id=grant.key.key_id,
+            float_name=grant.float_name,
+            give_back_pico=max(0, grant.reserved_pico - cost_pico),
+        )
+
+    def _cache_salt(self, tenant_id: str) -> str:
+        """Tenants of a shared engine do not see each other's prefix cache."""
+        return hmac.new(self._config.pepper, tenant_id.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _provenance(exact: bool, counts: Counts) -> str:
+    """Text without a single token counted is an alarm, not a free answer that nobody notices."""
+    if not counts.out:
+        return ESTIMATED
+    return ENGINE_FINAL if exact else ENGINE_PARTIAL
+
+
+def _problem(job: Job, relay: Relay, end: End) -> Problem:
+    """Nothing was written yet, so the answer is the problem itself."""
+    if end is End.REFUSED:
+        return engine_errors.refusal(relay.status, b"".join(relay.pieces), max_model_len=job.route.max_model_len)
+    if end is End.UNREACHABLE:
+        return engine_errors.unreachable()
+    return engine_errors.cut() if end is End.CUT else engine_errors.failure(relay.error)

@@ -1,0 +1,198 @@
+"""A completion request: what the body may hold, how large it can get, and the bytes that go to the engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from inference.gateway.core.members import Span, Unreadable, read, splice
+from kernel.problems import INVALID_JSON, INVALID_PARAMETER, RESERVED_PARAMETER, Problem
+
+MAX_ANSWERS = 16
+DEFAULT_MAX_TOKENS = 4096
+TEMPLATE_TOKENS = 512  # what a chat template may add beyond the bytes of the body
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SAMPLING = _words(
+    "model stream stream_options max_tokens n temperature top_p top_k min_p stop seed presence_penalty "
+    "frequency_penalty repetition_penalty logit_bias logprobs user min_tokens ignore_eos stop_token_ids "
+    "include_stop_str_in_output skip_special_tokens spaces_between_special_tokens response_format "
+    "structured_outputs metadata store service_tier"
+)
+_CHAT = _SAMPLING | _words(
+    "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort "
+    "include_reasoning chat_template_kwargs"
+)
+_TEXT = _SAMPLING | _words("prompt suffix echo")
+_RESERVED = _words(
+    "cache_salt priority kv_transfer_params ec_transfer_params request_id data_parallel_rank chat_template "
+    "add_generation_prompt prompt_embeds vllm_xargs logits_processors mm_processor_kwargs use_beam_search "
+    "best_of truncate_prompt_tokens prompt_logprobs return_token_ids return_tokens_as_token_ids"
+)
+
+
+class Usage(Enum):
+    """Where the client wants `usage` in a stream: nowhere, in a last event, in every event."""
+
+    NONE = "none"
+    FINAL = "final"
+    CONTINUOUS = "continuous"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A body that passed the checks. `prompts` × `n` answers come back; `max_tokens` is per answer."""
+
+    raw: bytes
+    spans: Mapping[str, Span]
+    model: str
+    stream: bool
+    usage: Usage
+    prompts: int
+    n: int
+    max_tokens: int | None
+
+    @property
+    def answers(self) -> int:
+        """How many answers the engine writes."""
+        return self.prompts * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Upper bounds: `prompt_tokens` of the whole request, `max_tokens` of each answer."""
+
+    prompt_tokens: int
+    max_tokens: int
+
+
+def parse(raw: bytes, *, chat: bool) -> Call:
+    """Check a body. Problem names the field, the limit and what to send instead."""
+    try:
+        body, spans = read(raw)
+    except Unreadable as refusal:
+        raise Problem(INVALID_JSON, str(refusal)) from None
+    _check_names(body, _CHAT if chat else _TEXT)
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise _bad("model", "Name the endpoint or model to call in `model`, as a string.")
+    stream = _flag(body, "stream")
+    return Call(
+        raw=raw,
+        spans=spans,
+        model=model,
+        stream=stream,
+        usage=_usage(body, stream),
+        prompts=_messages(body) if chat else _prompts(body),
+        n=_whole(body, "n", most=MAX_ANSWERS) or 1,
+        max_tokens=_max_tokens(body),
+    )
+
+
+def size(call: Call, max_model_len: int) -> Size:
+    """Bounds for this model: a byte-level tokenizer never makes more tokens than there are bytes.
+
+    Problem where `max_tokens` is longer than the context or the answers are too many.
+    """
+    if call.answers > MAX_ANSWERS:
+        raise _bad("n", f"prompts × n is {call.answers}; at most {MAX_ANSWERS} answers come from one request.")
+    if call.max_tokens is not None and call.max_tokens > max_model_len:
+        raise _bad(
+            "max_tokens",
+            f"max_tokens is {call.max_tokens}; the model's context is {max_model_len} tokens; lower it.",
+        )
+    bound = len(call.raw) + TEMPLATE_TOKENS
+    room = max(max_model_len - bound, max_model_len // 4)
+    return Size(
+        prompt_tokens=min(bound, max_model_len * call.prompts),
+        max_tokens=call.max_tokens or min(room, DEFAULT_MAX_TOKENS),
+    )
+
+
+def for_engine(call: Call, *, served_name: str, max_tokens: int, cache_salt: str | None) -> bytes:
+    """The client's own bytes with the platform's values spliced in."""
+    ours = {"model": orjson.dumps(served_name)}
+    if call.max_tokens is None:
+        ours["max_tokens"] = b"%d" % max_tokens
+    if call.stream:
+        ours["stream_options"] = b'{"include_usage":true,"continuous_usage_stats":true}'
+    if cache_salt is not None:
+        ours["cache_salt"] = orjson.dumps(cache_salt)
+    edits = [(call.spans[name], value) for name, value in ours.items() if name in call.spans]
+    return splice(call.raw, edits, {name: value for name, value in ours.items() if name not in call.spans})
+
+
+def _bad(param: str, sentence: str) -> Problem:
+    return Problem(INVALID_PARAMETER, sentence, param=param)
+
+
+def _check_names(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    for name in body:
+        if name in _RESERVED:
+            raise Problem(
+                RESERVED_PARAMETER,
+                f"`{name}` is set by the platform; remove it from the request.",
+                param=name,
+            )
+        if name not in allowed:
+            raise _bad(name[:100], f"`{name[:100]}` is not a parameter of this route; remove it.")
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _bad(name, f"`{name}` is true or false.")
+    return bool(value)
+
+
+def _whole(body: Mapping[str, Any], name: str, *, most: int | None = None) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    limit = f" and at most {most}" if most else ""
+    if type(value) is not int or value < 1 or (most and value > most):
+        raise _bad(name, f"`{name}` is a whole number, at least 1{limit}.")
+    return value
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int | None:
+    """The engine lets `max_completion_tokens` win; two different figures are refused instead."""
+    older, newer = _whole(body, "max_tokens"), _whole(body, "max_completion_tokens")
+    if older is not None and newer is not None and older != newer:
+        raise _bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
+    return newer if newer is not None else older
+
+
+def _usage(body: Mapping[str, Any], stream: bool) -> Usage:
+    options = body.get("stream_options")
+    if options is None:
+        return Usage.NONE
+    if not stream:
+        raise _bad("stream_options", "stream_options goes with `stream`: true.")
+    if not isinstance(options, dict) or options.keys() - {"include_usage", "continuous_usage_stats"}:
+        raise _bad("stream_options", "stream_options holds include_usage and continuous_usage_stats, no more.")
+    if not _flag(options, "include_usage"):
+        return Usage.NONE
+    return Usage.CONTINUOUS if _flag(options, "continuous_usage_stats") else Usage.FINAL
+
+
+def _messages(body: Mapping[str, Any]) -> int:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _bad("messages", "`messages` is a list of at least one message.")
+    return 1
+
+
+def _prompts(body: Mapping[str, Any]) -> int:
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return 1
+    if not isinstance(prompt, list) or not prompt:
+        raise _bad("prompt", "`prompt` is a string, a list of strings, or token ids.")
+    return len(prompt) if isinstance(prompt[0], str | list) else 1

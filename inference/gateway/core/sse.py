@@ -1,0 +1,46 @@
+"""Server-sent events out of arbitrarily cut bytes, with a bounded memory."""
+
+import re
+
+MAX_EVENT_BYTES = 1 << 20
+DONE = b"[DONE]"
+
+_END = re.compile(rb"\r?\n\r?\n")
+
+
+class TooLong(ValueError):
+    """One event is longer than MAX_EVENT_BYTES."""
+
+
+class Framer:
+    """Cuts a byte stream into whole events; the tail is what is not yet a whole one."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    @property
+    def tail(self) -> bytes:
+        """Bytes of an event that has not ended."""
+        return self._tail
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that `data` completes, each with its closing blank line. TooLong past the bound."""
+        start = 0
+        searched = max(0, len(self._tail) - 3)
+        data = self._tail + data if self._tail else data
+        events = []
+        for end in _END.finditer(data, searched):
+            events.append(data[start : end.end()])
+            start = end.end()
+        self._tail = data[start:]
+        if len(self._tail) > MAX_EVENT_BYTES:
+            raise TooLong(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        return events
+
+
+def payload(event: bytes) -> bytes | None:
+    """What the `data:` lines of an event say, joined by newlines; None for a comment or an empty event."""
+    if event.startswith(b"data: ") and event.find(b"\n") >= len(event) - 2:
+        return event[6:-2]
+    lines = [line[5:].removeprefix(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

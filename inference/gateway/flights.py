@@ -1,0 +1,40 @@
+"""The requests that this process is working on: how far back they reach, and how to cut them short."""
+
+import time
+from dataclasses import dataclass, field
+
+from inference.gateway.relay import End, Relay
+
+
+@dataclass(slots=True)
+class Flight:
+    """`since_ms` is the admission time; before it is known, the time at which admission was asked."""
+
+    since_ms: int
+    relay: Relay | None = None
+
+
+@dataclass(slots=True)
+class Flights:
+    """Open requests by id."""
+
+    open: dict[str, Flight] = field(default_factory=dict)
+
+    def board(self, request_id: str) -> Flight:
+        """A request is about to ask for admission."""
+        flight = self.open[request_id] = Flight(time.time_ns() // 1_000_000)
+        return flight
+
+    def leave(self, request_id: str) -> None:
+        """A request has its CLOSE, or never got that far."""
+        del self.open[request_id]
+
+    def low_ms(self) -> int:
+        """Nothing admitted before this instant is still without its end in the journal."""
+        return min((flight.since_ms for flight in self.open.values()), default=time.time_ns() // 1_000_000)
+
+    def cut(self) -> None:
+        """End every answer that is under way."""
+        for flight in list(self.open.values()):
+            if flight.relay is not None:
+                flight.relay.stop(End.CUT)

@@ -1,0 +1,36 @@
+"""Response heads, chunk framing, and what a request head may look like before the parser sees it."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_PRINTABLE = bytes([*range(0x20, 0x7F), *range(0x80, 0x100), 0x09, 0x0D, 0x0A])
+
+
+def chunk(data: bytes) -> tuple[bytes, int]:
+    """`data` as one HTTP chunk, and how many bytes stand before it."""
+    size = b"%x\r\n" % len(data)
+    return size + data + b"\r\n", len(size)
+
+
+def response(status: int, headers: Mapping[str, str], length: int | None) -> bytes:
+    """The bytes of a response head; `length` None is chunked."""
+    framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}", framing]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def well_formed(head: bytes) -> bool:
+    """No control characters, lone CR or LF, folded line or second space: nothing that two parsers read apart."""
+    lines = head.count(b"\r\n")
+    return (
+        head.count(b"\r") == lines == head.count(b"\n")
+        and b"\r\n " not in head
+        and b"\r\n\t" not in head
+        and head.count(b" ", 0, head.index(b"\r")) == 2
+        and not head.translate(None, _PRINTABLE)
+    )

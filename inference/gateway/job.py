@@ -1,0 +1,126 @@
+"""One admitted request: what it was promised, and the usage event that it becomes."""
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from inference.gateway.admission import Grant
+from inference.gateway.core.quote import cost
+from inference.gateway.core.request import Call, Size
+from inference.gateway.core.usage import Counts, Running
+from kernel import wire
+from kernel.ids import new_id
+from kernel.usage import ENGINE_PARTIAL, TOKENS, UsageEvent
+
+
+@dataclass(slots=True)
+class Job:
+    """`base` is the event before anything happened. `opened` and `ended` say how far the journal got;
+    `ended` covers the reservation as well.
+    """
+
+    path: str
+    call: Call
+    size: Size
+    route: wire.RouteRecord
+    deployment: wire.DeploymentRoute
+    grant: Grant
+    base: UsageEvent
+    began: float
+    pod: wire.PodRecord | None = None
+    attempt: int = 1
+    opened: bool = False
+    ended: bool = False
+
+    @classmethod
+    def begin(
+        cls,
+        *,
+        source: str,
+        path: str,
+        call: Call,
+        size: Size,
+        route: wire.RouteRecord,
+        deployment: wire.DeploymentRoute,
+        grant: Grant,
+    ) -> "Job":
+        """A request that was admitted just now."""
+        began = asyncio.get_running_loop().time()
+        base = _nothing_yet(source, route, deployment, grant)
+        return cls(path, call, size, route, deployment, grant, base, began)
+
+    @property
+    def request_id(self) -> str:
+        """The server's own id of the request."""
+        return self.grant.request_id
+
+    def running(self) -> Running:
+        """A fresh count for one attempt."""
+        return Running(
+            n=self.call.n,
+            prompts=self.call.prompts,
+            max_tokens=self.size.max_tokens,
+            max_model_len=self.route.max_model_len,
+        )
+
+    def cost(self, counts: Counts) -> int:
+        """Pico-units under the sheet of admission."""
+        return cost(self.grant.quote.sheet, counts)
+
+    def now(self) -> datetime:
+        """Admission time plus monotonic time since: no clock step bends a duration."""
+        return self.grant.started_at + timedelta(seconds=asyncio.get_running_loop().time() - self.began)
+
+    def event(
+        self,
+        counts: Counts,
+        *,
+        finish: str,
+        provenance: str = ENGINE_PARTIAL,
+        engine_usage: Mapping[str, Any] | None = None,
+        waste: int = 0,
+    ) -> UsageEvent:
+        """The usage event as of now."""
+        return dataclasses.replace(
+            self.base,
+            ended_at=self.now(),
+            counts=counts.meters(),
+            quoted_pico=self.cost(counts),
+            provenance=provenance,
+            finish=finish,
+            attempt=self.attempt,
+            pod_uid=None if self.pod is None else UUID(self.pod.pod_uid),
+            engine_usage=engine_usage,
+            waste=waste,
+        )
+
+
+def _nothing_yet(source: str, route: wire.RouteRecord, deployment: wire.DeploymentRoute, grant: Grant) -> UsageEvent:
+    """The event of a request that has just been admitted."""
+    return UsageEvent(
+        event_id=new_id(),
+        source=source,
+        tenant_id=UUID(grant.key.tenant_id),
+        subject_id=UUID(grant.request_id),
+        kind=TOKENS,
+        sku=deployment.sku,
+        region=route.region,
+        currency=grant.key.currency,
+        started_at=grant.started_at,
+        ended_at=grant.started_at,
+        counts=Counts().meters(),
+        sheet=grant.quote.sheet_sha256,
+        quoted_pico=0,
+        provenance=ENGINE_PARTIAL,
+        finish="",
+        endpoint_id=route.endpoint_id,
+        deployment_id=deployment.deployment_id,
+        api_key_id=UUID(grant.key.key_id),
+        purse=grant.purse,
+        generation=grant.generation,
+        reserved_pico=grant.reserved_pico,
+    )

@@ -1,0 +1,34 @@
+"""Counters of one process, in Prometheus' text format."""
+
+from collections import Counter
+
+_HELP = {
+    "gateway_requests_total": "Requests by route and how they ended.",
+    "gateway_tokens_total": "Tokens in usage events, by meter.",
+    "gateway_waste_tokens_total": "Output tokens read from engines and not delivered.",
+    "gateway_retries_total": "Second attempts on another replica.",
+    "gateway_clamped_total": "Engine counts that were not believed.",
+    "gateway_uncounted_total": "Answers that were delivered without a count: an alarm.",
+}
+
+
+class Metrics:
+    """Adds and prints; labels are fixed words, never a client's text."""
+
+    def __init__(self) -> None:
+        self._values: Counter[tuple[str, str]] = Counter()
+
+    def add(self, name: str, amount: int = 1, **labels: str) -> None:
+        """Count. `name` is one of the names above."""
+        text = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        self._values[name, f"{{{text}}}" if text else ""] += amount
+
+    def render(self, gauges: dict[str, int]) -> str:
+        """The exposition, with the caller's gauges."""
+        lines = []
+        for name, text in _HELP.items():
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
+            lines += [f"{n}{labels} {value}" for (n, labels), value in sorted(self._values.items()) if n == name]
+        for name, value in gauges.items():
+            lines += [f"# TYPE {name} gauge", f"{name} {value}"]
+        return "\n".join(lines) + "\n"

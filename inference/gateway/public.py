@@ -1,0 +1,78 @@
+"""The public listener: an exact list of methods and paths, everything else is refused."""
+
+import asyncio
+
+import hiredis
+import orjson
+
+from inference.gateway import authn
+from inference.gateway.completions import CHAT, TEXT, Completions
+from inference.gateway.config import Config
+from inference.gateway.projection import Projection, incomplete
+from inference.gateway.reader import Request
+from inference.gateway.redis_client import Unreachable
+from inference.gateway.routing import visible
+from inference.gateway.server import Connection
+from kernel.clock import utcnow
+from kernel.problems import METHOD_NOT_ALLOWED, NOT_FOUND, TENANT_SUSPENDED, UNAVAILABLE, Problem
+
+MODELS = "/v1/models"
+HEALTH = "/healthz"
+_METHODS = {HEALTH: "GET", MODELS: "GET", CHAT: "POST", TEXT: "POST"}
+
+
+class Public:
+    """Handler of the public listener. It admits while `closed_because` is empty."""
+
+    def __init__(self, *, config: Config, projection: Projection, completions: Completions) -> None:
+        self._config = config
+        self._projection = projection
+        self._completions = completions
+        self.closed_because = "the meter has not asked for this boot's journal yet"
+
+    async def __call__(self, request: Request, client: Connection) -> None:
+        """Answer one request."""
+        method = _METHODS.get(request.path)
+        if method is None:
+            raise Problem(NOT_FOUND, f"{request.path[:200]} is not a path of this API.")
+        if request.method != method:
+            client.answer_headers["allow"] = method
+            raise Problem(METHOD_NOT_ALLOWED, f"{request.path} takes {method}.")
+        if request.path == HEALTH:
+            client.respond(200, b'{"status":"ok"}')
+            return
+        try:
+            if request.path == MODELS:
+                await self._models(request, client)
+            elif self.closed_because:
+                authn.presented(request)
+                raise Problem(UNAVAILABLE, "The gateway admits no requests at the moment; retry.", retry_after_s=1)
+            else:
+                await self._completions(request, client)
+        except (Unreachable, hiredis.ReplyError):
+            raise incomplete() from None
+
+    async def _models(self, request: Request, client: Connection) -> None:
+        """The tenant's own endpoints and the shared models that this key may call."""
+        key = await authn.authenticate(
+            authn.presented(request), projection=self._projection, pepper=self._config.pepper, kept=False
+        )
+        if not key.live or (key.expires_at is not None and key.expires_at <= utcnow().timestamp()):
+            raise authn.refused()
+        if key.suspended:
+            raise Problem(TENANT_SUSPENDED, "The account is suspended; see the console for the reason.")
+        own = {endpoint: endpoint for endpoint in await self._projection.own_endpoints(key.tenant_id)}
+        names = own | await self._projection.shared()
+        routes = await asyncio.gather(*[self._projection.route(endpoint) for endpoint in names.values()])
+        listed = [
+            {
+                "id": name,
+                "object": "model",
+                "created": route.created,
+                "owned_by": "moorage" if route.shared else "tenant",
+                "max_model_len": route.max_model_len,
+            }
+            for name, route in zip(names, routes, strict=True)
+            if route is not None and visible(key, route, name)
+        ]
+        client.respond(200, orjson.dumps({"object": "list", "data": listed}))

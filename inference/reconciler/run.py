@@ -1,0 +1,73 @@
+"""A pass: claim, load, decide, act, load again until nothing new is to be done, record."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+
+from inference import ports
+from inference.clock import database_now
+from inference.core import conditions
+from inference.core.decide import Action, Decision, decide
+from inference.models import Deployment
+from inference.reconciler.claim import Claim, StaleClaim, claim
+from inference.reconciler.load import Loaded, load
+from inference.reconciler.perform import Performer
+
+log = logging.getLogger(__name__)
+
+# Far above what any decision needs; a decision that never settles is left to the next pass.
+MAX_STEPS = 16
+
+
+def reconcile(endpoint_id: UUID) -> bool:
+    """One pass over an endpoint; True where it was ours to make. What it leaves undone is due again."""
+    held = claim(endpoint_id)
+    if held is None:
+        return False
+    try:
+        loaded, decision = _settle(held)
+        _record(held, loaded, decision)
+    except StaleClaim:
+        log.warning("endpoint %s: the claim expired, the result is dropped", endpoint_id)
+    return True
+
+
+def _settle(held: Claim) -> tuple[Loaded, Decision]:
+    """Act until a decision holds nothing that this pass has not tried."""
+    tried: set[Action] = set()
+    for _ in range(MAX_STEPS):
+        loaded = load(held.endpoint_id)
+        decision = decide(loaded.row)
+        fresh = [action for action in decision.actions if action not in tried]
+        if not fresh:
+            break
+        performer = Performer(held, loaded)
+        for action in fresh:
+            tried.add(action)
+            try:
+                performer.perform(action)
+            except ports.Unavailable as error:
+                log.warning("endpoint %s: %s: %s", held.endpoint_id, type(action).__name__, error)
+    return loaded, decision
+
+
+def _record(held: Claim, loaded: Loaded, decision: Decision) -> None:
+    endpoint, now = loaded.endpoint, database_now()
+    status: dict[str, Any] = {
+        "observed_generation": endpoint.generation,
+        "suspended": loaded.row.stop == conditions.SUSPENDED,
+        "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
+        "serving": decision.serving,
+        "finalizers": list(decision.finalizers),
+        "due_at": now + timedelta(seconds=decision.retry_s) if decision.retry_s is not None else None,
+    }
+    if decision.archived:
+        status["archived_at"] = now
+    with transaction.atomic():
+        held.release(**status)
+        for deployment_id, read_at in loaded.read_at.items():
+            if loaded.deployments[deployment_id].decided_at != read_at:
+                Deployment.objects.filter(id=deployment_id).update(decided_at=read_at)

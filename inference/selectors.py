@@ -1,0 +1,246 @@
+"""Reads of the inference room: endpoints with their phase, routes, the catalogue, pools."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Prefetch, Q, QuerySet
+
+from inference.catalogue_files import catalogue
+from inference.core import conditions
+from inference.core.catalogue import Accelerator, Recipe, Release
+from inference.core.placement import EngineImage, PoolFacts
+from inference.core.words import Phase, Rung, Visibility
+from inference.models import Deployment, Endpoint, Pool
+from kernel import ids, wire
+from kernel.problems import NOT_FOUND, Problem
+from tenants.models import Standing
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointView:
+    """An endpoint as people and clients see it. `id` is `ep_…`; `conditions` are dicts of text.
+
+    `sku` prices it (dedicated: accelerator time; shared: tokens); `accelerators` is what one replica takes.
+    """
+
+    id: str
+    uuid: UUID
+    tenant_id: UUID
+    name: str
+    release: str
+    rung: str
+    visibility: str
+    region: str
+    phase: Phase
+    reason: str
+    message: str
+    conditions: tuple[dict[str, str], ...]
+    generation: int
+    observed_generation: int
+    replicas: int
+    serving: int
+    accelerator: str
+    accelerators: int
+    pool: str
+    recipe: str
+    sku: str
+    deployment_id: UUID
+    created_at: datetime
+    paused_at: datetime | None
+    deletion_requested_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool as customers see it: `free` is what nobody has reserved."""
+
+    name: str
+    region: str
+    accelerator: str
+    accelerator_name: str
+    capacity: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseView:
+    """A release of the catalogue with what this installation can run it on, in recipes and pools.
+
+    `skus` maps a rung and an accelerator ("" for shared) to the SKU that prices it.
+    """
+
+    release: Release
+    recipes: tuple[Recipe, ...]
+    accelerators: tuple[Accelerator, ...]
+    pools: tuple[PoolView, ...]
+    skus: dict[tuple[str, str], str]
+    max_model_len: int
+
+
+def endpoint_list_for(tenant_id: UUID) -> list[EndpointView]:
+    """A tenant's live endpoints, newest first."""
+    return [endpoint_view(item) for item in _endpoints().filter(tenant_id=tenant_id).order_by("-created_at", "-id")]
+
+
+def endpoint_list_public() -> list[EndpointView]:
+    """The operator's shared endpoints, by name."""
+    return [endpoint_view(item) for item in _endpoints().filter(visibility=Visibility.PUBLIC).order_by("name", "id")]
+
+
+def endpoint_get(*, tenant_id: UUID, endpoint_id: str) -> EndpointView:
+    """One live endpoint that the tenant owns or everybody may see. Problem NOT_FOUND for every other id."""
+    try:
+        visible = Q(tenant_id=tenant_id) | Q(visibility=Visibility.PUBLIC)
+        found = _endpoints().filter(visible, id=ids.decode(ids.ENDPOINT, endpoint_id)).first()
+    except ValueError:
+        found = None
+    if found is None:
+        raise Problem(NOT_FOUND, f"there is no endpoint {endpoint_id[:40]!r}", param="endpoint_id")
+    return endpoint_view(found)
+
+
+def endpoint_view(endpoint: Endpoint) -> EndpointView:
+    """The view of a row, its phase derived from its conditions."""
+    deployment = endpoint.deployments.all()[0]
+    known = conditions.from_json(endpoint.conditions)
+    ready = next((item for item in known if item.type == conditions.READY), None)
+    return EndpointView(
+        id=ids.encode(ids.ENDPOINT, endpoint.id),
+        uuid=endpoint.id,
+        tenant_id=endpoint.tenant_id,
+        name=endpoint.name,
+        release=endpoint.release,
+        rung=endpoint.rung,
+        visibility=endpoint.visibility,
+        region=endpoint.region,
+        phase=conditions.phase(
+            known,
+            paused=endpoint.paused_at is not None,
+            suspended=endpoint.suspended,
+            deleting=endpoint.deletion_requested_at is not None,
+            archived=endpoint.archived_at is not None,
+            current=endpoint.generation == endpoint.observed_generation,
+        ),
+        reason=ready.reason if ready else "",
+        message=ready.message if ready else "",
+        conditions=tuple(endpoint.conditions),
+        generation=endpoint.generation,
+        observed_generation=endpoint.observed_generation,
+        replicas=deployment.replicas,
+        serving=endpoint.serving,
+        accelerator=deployment.pool.accelerator,
+        accelerators=deployment.accelerators,
+        pool=deployment.pool.name,
+        recipe=deployment.recipe,
+        sku=deployment.sku,
+        deployment_id=deployment.id,
+        created_at=endpoint.created_at,
+        paused_at=endpoint.paused_at,
+        deletion_requested_at=endpoint.deletion_requested_at,
+    )
+
+
+def route_list() -> list[wire.RouteRecord]:
+    """The routes of all live endpoints (system role): what the projection rebuilds Redis from."""
+    return [
+        _route(item)
+        for item in _endpoints().select_related("tenant").filter(deletion_requested_at__isnull=True).order_by("id")
+    ]
+
+
+def route_get(endpoint_id: UUID) -> wire.RouteRecord | None:
+    """One live endpoint's route; None once its delete was asked for."""
+    found = _endpoints().select_related("tenant").filter(id=endpoint_id, deletion_requested_at__isnull=True).first()
+    return _route(found) if found else None
+
+
+def release_list(region: str) -> list[ReleaseView]:
+    """Releases that some recipe serves; those that run here and now come first."""
+    pools = list(Pool.objects.filter(region=region).order_by("name"))
+    views = [
+        _release_view(release, pools)
+        for release in catalogue().releases.values()
+        if release.servable and catalogue().recipes_of(release.id)
+    ]
+    return sorted(views, key=lambda view: not view.pools)
+
+
+def pool_list(region: str) -> list[PoolView]:
+    """A region's pools by name."""
+    return [_pool_view(pool) for pool in Pool.objects.filter(region=region).order_by("name")]
+
+
+def pool_facts(pool: Pool) -> PoolFacts:
+    """A pool as placement sees it."""
+    return PoolFacts(
+        pool.name,
+        pool.region,
+        pool.accelerator,
+        pool.capacity,
+        pool.capacity - pool.reserved,
+        {repo: EngineImage(item["image"], item["version"]) for repo, item in pool.engine_images.items()},
+        frozenset(pool.releases) if pool.releases is not None else None,
+    )
+
+
+def sku_of(release_id: str, rung: Rung, accelerator: str) -> str:
+    """What is priced: tokens of a shared release, or accelerator time and free tokens of a dedicated one."""
+    return f"{release_id}:{rung}" if rung is Rung.SHARED else f"{release_id}:{rung}:{accelerator}"
+
+
+def _release_view(release: Release, pools: Iterable[Pool]) -> ReleaseView:
+    known = catalogue()
+    recipes = known.recipes_of(release.id)
+    names = dict.fromkeys(name for recipe in recipes for name in recipe.accelerators)
+    fitting = (
+        pool for pool in pools if pool.accelerator in names and (pool.releases is None or release.id in pool.releases)
+    )
+    skus = {(Rung.DEDICATED.value, name): sku_of(release.id, Rung.DEDICATED, name) for name in names}
+    return ReleaseView(
+        release,
+        recipes,
+        tuple(known.accelerators[name] for name in names),
+        tuple(_pool_view(pool) for pool in fitting),
+        {(Rung.SHARED.value, ""): sku_of(release.id, Rung.SHARED, ""), **skus},
+        max(recipe.max_model_len or release.max_context for recipe in recipes),
+    )
+
+
+def _pool_view(pool: Pool) -> PoolView:
+    chip = catalogue().accelerators.get(pool.accelerator)
+    return PoolView(
+        pool.name,
+        pool.region,
+        pool.accelerator,
+        chip.name if chip else pool.accelerator,
+        pool.capacity,
+        max(0, pool.capacity - pool.reserved),
+    )
+
+
+def _endpoints() -> QuerySet[Endpoint, Endpoint]:
+    deployments: Any = Prefetch("deployments", Deployment.objects.select_related("pool").order_by("id"))
+    live = Endpoint.objects.filter(archived_at__isnull=True)
+    return live.prefetch_related(deployments)
+
+
+def _route(endpoint: Endpoint) -> wire.RouteRecord:
+    release = catalogue().releases[endpoint.release]
+    deployments = list(endpoint.deployments.all())
+    lengths = [catalogue().recipes[item.recipe].max_model_len or release.max_context for item in deployments]
+    return wire.RouteRecord(
+        endpoint_id=ids.encode(ids.ENDPOINT, endpoint.id),
+        tenant_id=str(endpoint.tenant_id),
+        shared=endpoint.visibility == Visibility.PUBLIC,
+        model=endpoint.name,
+        served_name=release.id,
+        region=endpoint.region,
+        max_model_len=min(lengths),
+        generation=endpoint.generation,
+        running=endpoint.paused_at is None and endpoint.tenant.standing != Standing.SUSPENDED,
+        created=int(endpoint.created_at.timestamp()),
+        deployments=[wire.DeploymentRoute(str(item.id), item.weight, item.sku) for item in deployments],
+    )

@@ -1,0 +1,58 @@
+"""The sweep: read every cluster once, then pass over what is due. It alone is enough."""
+
+import logging
+from collections.abc import Iterator
+from uuid import UUID
+
+from django.db.models import Exists, F, OuterRef, Q
+
+from inference import clusters, facts
+from inference.clock import database_now
+from inference.models import Deployment, Endpoint, Pool
+from inference.reconciler.run import reconcile
+from k8s.cluster import UnreachableError
+from tenants.models import Standing
+
+log = logging.getLogger(__name__)
+
+
+def sweep() -> int:
+    """Facts of every cluster, then a pass over every due endpoint; how many passes were ours."""
+    for name in Pool.objects.values_list("cluster", flat=True).distinct().order_by("cluster"):
+        try:
+            facts.record_listing(name, clusters.cluster(name))
+        except UnreachableError as error:
+            log.warning("cluster %s does not answer, its facts stay as they are: %s", name, error)
+    return sum(_try(endpoint_id) for endpoint_id in due())
+
+
+def _try(endpoint_id: UUID) -> bool:
+    """One endpoint's pass; what breaks it stays its own and is tried again when its claim expires."""
+    try:
+        return reconcile(endpoint_id)
+    except Exception:
+        log.exception("the pass over endpoint %s broke", endpoint_id)
+        return False
+
+
+def due() -> Iterator[UUID]:
+    """Live endpoints whose intent, facts or tenant changed since their last pass, or whose time has come."""
+    now = database_now()
+    changed_facts = Deployment.objects.filter(endpoint=OuterRef("id"), observed__isnull=False).filter(
+        Q(decided_at__isnull=True) | Q(observed__observed_at__gt=F("decided_at"))
+    )
+    stands_suspended = Q(tenant__standing=Standing.SUSPENDED)
+    endpoints = (
+        Endpoint.objects.filter(archived_at__isnull=True)
+        .filter(Q(lock_until__isnull=True) | Q(lock_until__lt=now))
+        .filter(
+            ~Q(generation=F("observed_generation"))
+            | Q(due_at__lte=now)
+            | Q(lock_until__lt=now)
+            | (stands_suspended & Q(suspended=False))
+            | (~stands_suspended & Q(suspended=True))
+            | Exists(changed_facts)
+        )
+        .order_by("due_at", "id")
+    )
+    yield from endpoints.values_list("id", flat=True)

@@ -1,0 +1,239 @@
+"""Raw objects to facts: what runs, what is ready, and why not, in words that a tenant understands. Pure."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from k8s.cluster import Object, Snapshot
+from k8s.desired import DEPLOYMENT_LABEL, GENERATION_LABEL, SPEC_HASH_LABEL
+from kernel import ids
+
+RUNNING = "Running"
+STARTING = "Starting"
+TERMINATING = "Terminating"
+UNSCHEDULABLE = "Unschedulable"
+IMAGE_PULL_FAILED = "ImagePullFailed"
+START_FAILED = "StartFailed"
+OUT_OF_MEMORY = "OutOfMemory"
+CRASH_LOOP = "CrashLoop"
+PROBE_FAILED = "ProbeFailed"
+EVICTED = "Evicted"
+NODE_LOST = "NodeLost"
+QUOTA_EXCEEDED = "QuotaExceeded"
+REFUSED = "Refused"
+
+_IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+_START_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
+_INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
+_LINE_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """One pod. `address` is "ip:port", or "" before it has one; `spec_hash` tells which template it runs.
+
+    `reason` is one of this module's CamelCase names, `message` its sentence. `terminating` pods are on
+    their way out and take no new requests.
+    """
+
+    uid: str
+    name: str
+    address: str
+    ready: bool
+    phase: str
+    reason: str
+    message: str
+    started_at: datetime | None
+    restarts: int
+    spec_hash: str
+    node: str
+    terminating: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One deployment: `generation` and `spec_hash` as last applied, `replicas` wanted, `ready` now.
+
+    `settled` says that the cluster has acted on the last apply: every wanted replica runs it and is ready,
+    and no other pod is left. `reason` and `message` tell what keeps it from that ("" when nothing does).
+    Pods whose Deployment is gone stand under generation 0 until the last of them has ended.
+    """
+
+    deployment_id: UUID
+    generation: int
+    spec_hash: str
+    replicas: int
+    ready: int
+    settled: bool
+    reason: str
+    message: str
+    pods: tuple[ObservedPod, ...]
+
+
+def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
+    """Facts by deployment id, of all deployments that have an object or a pod in the snapshot."""
+    ready_nodes = {node["metadata"]["name"] for node in snapshot.nodes if _condition(node, "Ready")}
+    pods: dict[UUID, list[ObservedPod]] = defaultdict(list)
+    for pod in snapshot.pods:
+        if deployment_id := _deployment_id(pod):
+            pods[deployment_id].append(_observe_pod(pod, ready_nodes))
+    deployments = {
+        deployment_id: item
+        for item in snapshot.objects
+        if item["kind"] == "Deployment" and (deployment_id := _deployment_id(item))
+    }
+    return {
+        deployment_id: _observe_deployment(
+            deployment_id,
+            deployments.get(deployment_id),
+            tuple(sorted(pods[deployment_id], key=lambda pod: pod.name)),
+        )
+        for deployment_id in sorted({*deployments, *pods})
+    }
+
+
+def _observe_deployment(deployment_id: UUID, item: Object | None, pods: tuple[ObservedPod, ...]) -> Observed:
+    ready = sum(pod.ready and not pod.terminating for pod in pods)
+    if item is None:
+        return Observed(deployment_id, 0, "", 0, ready, not pods, *_whole_reason(None, pods), pods)
+    labels, status = item["metadata"]["labels"], item.get("status", {})
+    replicas, spec_hash = item["spec"]["replicas"], labels.get(SPEC_HASH_LABEL, "")
+    settled = (
+        status.get("observedGeneration", 0) >= item["metadata"].get("generation", 0)
+        and len(pods) == replicas
+        and all(pod.ready and not pod.terminating and pod.spec_hash == spec_hash for pod in pods)
+    )
+    return Observed(
+        deployment_id,
+        int(labels.get(GENERATION_LABEL, 0)),
+        spec_hash,
+        replicas,
+        ready,
+        settled,
+        *_whole_reason(item, pods),
+        pods,
+    )
+
+
+def _whole_reason(item: Object | None, pods: Iterable[ObservedPod]) -> tuple[str, str]:
+    """A refusal to create pods outweighs what a pod says; among pods one that is to stay speaks first."""
+    failure = _condition(item or {}, "ReplicaFailure")
+    if failure:
+        text = failure.get("message", "")
+        if "exceeded quota" in text:
+            return QUOTA_EXCEEDED, f"The quota of this region is used up: {_short(text)}"
+        return REFUSED, f"The cluster refuses the engine's pod: {_short(text)}"
+    waiting = [pod for pod in pods if not pod.ready or pod.terminating]
+    first = min(waiting, key=lambda pod: (pod.terminating, pod.reason == STARTING, pod.name), default=None)
+    return (first.reason, first.message) if first else ("", "")
+
+
+def _observe_pod(pod: Object, ready_nodes: Collection[str]) -> ObservedPod:
+    meta, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    node = spec.get("nodeName", "")
+    container: dict[str, Any] = next(iter(status.get("containerStatuses", [])), {})
+    lost = bool(node) and node not in ready_nodes
+    reason, message = _pod_reason(pod, container, lost=lost)
+    running = container.get("state", {}).get("running", {})
+    ports = spec["containers"][0].get("ports", [])
+    started = running.get("startedAt") or status.get("startTime")
+    return ObservedPod(
+        uid=meta["uid"],
+        name=meta["name"],
+        address=f"{_host(status['podIP'])}:{ports[0]['containerPort']}" if status.get("podIP") and ports else "",
+        ready=not lost and bool(_condition(pod, "Ready")),
+        phase=status.get("phase", "Pending"),
+        reason=reason,
+        message=message,
+        started_at=datetime.fromisoformat(started) if started else None,
+        restarts=container.get("restartCount", 0),
+        spec_hash=meta.get("labels", {}).get(SPEC_HASH_LABEL, ""),
+        node=node,
+        terminating="deletionTimestamp" in meta,
+    )
+
+
+def _pod_reason(pod: Object, container: dict[str, Any], *, lost: bool) -> tuple[str, str]:
+    status = pod.get("status", {})
+    if status.get("reason") == "Evicted":
+        return EVICTED, f"The node ended this replica: {_short(status.get('message', ''))}"
+    if lost:
+        return NODE_LOST, "The node that runs this replica does not answer."
+    if "deletionTimestamp" in pod["metadata"]:
+        return TERMINATING, "The replica finishes its requests and ends."
+    scheduled: dict[str, Any] = next((c for c in status.get("conditions", []) if c["type"] == "PodScheduled"), {})
+    if scheduled.get("status") == "False":
+        return UNSCHEDULABLE, _scarcity(scheduled.get("message", ""))
+    return _container_reason(container)
+
+
+def _container_reason(container: dict[str, Any]) -> tuple[str, str]:
+    state, restarts = container.get("state", {}), container.get("restartCount", 0)
+    ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
+    waiting = state.get("waiting", {})
+    text = _short(waiting.get("message", ""))
+    if waiting.get("reason") in _IMAGE_REASONS:
+        return IMAGE_PULL_FAILED, f"The engine's image cannot be had: {text}"
+    if waiting.get("reason") in _START_REASONS:
+        return START_FAILED, f"The engine cannot be started: {text}"
+    if "running" in state:
+        return _running_reason(container, ended)
+    if ended and ended.get("reason") == "OOMKilled":
+        return OUT_OF_MEMORY, f"The engine ran out of memory and is started again (restart {restarts})."
+    if ended:
+        return CRASH_LOOP, f"The engine ended by itself ({restarts} restarts): {_ending(ended)}"
+    return STARTING, "The replica is being prepared."
+
+
+def _running_reason(container: dict[str, Any], ended: dict[str, Any] | None) -> tuple[str, str]:
+    if container.get("ready"):
+        return RUNNING, ""
+    if container.get("started"):
+        return PROBE_FAILED, "The engine runs but does not answer its health check."
+    if ended:
+        return STARTING, f"The engine starts again; it ended before: {_ending(ended)}"
+    return STARTING, "The engine loads the model."
+
+
+def _ending(ended: dict[str, Any]) -> str:
+    """How an engine ended: its last printed line where there is one, its exit code else."""
+    lines = [line.strip() for line in ended.get("message", "").splitlines() if line.strip()]
+    if lines:
+        return _short(lines[-1])
+    return "out of memory." if ended.get("reason") == "OOMKilled" else f"exit code {ended.get('exitCode')}."
+
+
+def _scarcity(text: str) -> str:
+    """The scheduler's message for people: which resource is short, accelerators before CPU and memory."""
+    names = sorted(set(_INSUFFICIENT.findall(text)), key=lambda name: ("/" not in name, name))
+    if names:
+        return f"No node has room: not enough {', '.join(names)} is free. It starts when some is."
+    if "selector" in text or "taint" in text:
+        return "No node of this pool is in service."
+    return f"No node takes this replica: {_short(text)}"
+
+
+def _deployment_id(item: Object) -> UUID | None:
+    label = item["metadata"].get("labels", {}).get(DEPLOYMENT_LABEL)
+    try:
+        return ids.decode(ids.DEPLOYMENT, label) if label else None
+    except ValueError:
+        return None
+
+
+def _condition(item: Object, kind: str) -> dict[str, Any]:
+    """The condition of that type if it holds, else nothing."""
+    conditions = item.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), {})
+
+
+def _host(ip: str) -> str:
+    return f"[{ip}]" if ":" in ip else ip
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LINE_CHARS else text[: _LINE_CHARS - 1] + "…"

@@ -1,0 +1,21 @@
+"""Error pages in the console's look; the root URLconf names these as its handlers."""
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+
+def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return render(request, "console/403.html", status=403)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return render(request, "console/404.html", status=404)
+
+
+def broken(request: HttpRequest) -> HttpResponse:
+    return render(request, "console/500.html", status=500)
+
+
+def csrf_refused(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """What settings.CSRF_FAILURE_VIEW shows: the form was stale or came from another site."""
+    return render(request, "console/403_form.html", status=403)

@@ -1,0 +1,102 @@
+"""What people type: labels, hints and types. Limits and meaning are checked by the services."""
+
+from datetime import UTC, datetime, time
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+LEFT_TO_RIGHT = {"dir": "ltr", "spellcheck": "false", "autocomplete": "off"}
+
+
+class KeyForm(forms.Form):
+    """A new API key."""
+
+    name = forms.CharField(
+        label=_("Name"), max_length=80, help_text=_("So that you know it again: the program or the person.")
+    )
+    scopes = forms.MultipleChoiceField(
+        label=_("May"),
+        choices=[("inference", _("Call endpoints")), ("manage", _("Manage endpoints, keys and billing over the API"))],
+        initial=["inference"],
+        widget=forms.CheckboxSelectMultiple,
+    )
+    rpm = forms.IntegerField(label=_("Requests a minute"), initial=600, widget=forms.NumberInput(LEFT_TO_RIGHT))
+    concurrency = forms.IntegerField(label=_("Requests at once"), initial=64, widget=forms.NumberInput(LEFT_TO_RIGHT))
+    expires_on = forms.DateField(
+        label=_("Last day"),
+        required=False,
+        help_text=_("UTC. Empty: it does not expire."),
+        widget=forms.DateInput(LEFT_TO_RIGHT | {"type": "date"}),
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """The valid form as keyword arguments of `api_key_create`; the last day counts to its end."""
+        values = dict(self.cleaned_data)
+        last_day = values.pop("expires_on")
+        values["expires_at"] = datetime.combine(last_day, time.max, UTC) if last_day else None
+        return values
+
+
+class DeployForm(forms.Form):
+    """A new dedicated endpoint. Choices come from the catalogue and the pools."""
+
+    release = forms.ChoiceField(label=_("Model release"))
+    region = forms.ChoiceField(label=_("Region"))
+    accelerator = forms.ChoiceField(
+        label=_("Accelerator"), required=False, help_text=_("Left open, the best pool that has room is taken.")
+    )
+    replicas = forms.IntegerField(label=_("Replicas"), min_value=1, initial=1, widget=forms.NumberInput(LEFT_TO_RIGHT))
+    name = forms.CharField(
+        label=_("Name"),
+        max_length=48,
+        help_text=_("Small letters, digits and hyphens. For people; programs use the id."),
+        widget=forms.TextInput(LEFT_TO_RIGHT),
+    )
+
+    def __init__(
+        self,
+        data: Any = None,
+        *,
+        releases: list[tuple[str, str]],
+        regions: list[tuple[str, str]],
+        accelerators: list[tuple[str, str]],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data, **kwargs)
+        best: tuple[str, Any] = ("", _("The best one that is free"))
+        self._choices: dict[str, list[tuple[str, Any]]] = {
+            "release": releases,
+            "region": regions,
+            "accelerator": [best, *accelerators],
+        }
+        for name, choices in self._choices.items():
+            field = self.fields[name]
+            assert isinstance(field, forms.ChoiceField)
+            field.choices = choices
+
+    def arguments(self) -> dict[str, Any]:
+        """The valid form as keyword arguments of `endpoint_create`."""
+        return self.cleaned_data | {"accelerator": self.cleaned_data["accelerator"] or None}
+
+    def wanted(self) -> dict[str, Any]:
+        """What the form holds now, valid or not: the choices that exist, and one replica where it has no number."""
+        held: dict[str, Any] = {name: self._held(name) for name in ("release", "region", "accelerator")}
+        typed = str(self["replicas"].value() or "")
+        return held | {"replicas": int(typed) if typed.isdecimal() and int(typed) else 1}
+
+    def _held(self, name: str) -> str:
+        known = [value for value, _label in self._choices[name]]
+        value = str(self[name].value() or "")
+        return value if value in known else next(iter(known), "")
+
+
+class ScaleForm(forms.Form):
+    """How many replicas the endpoint should have."""
+
+    replicas = forms.IntegerField(
+        label=_("Replicas"),
+        min_value=0,
+        help_text=_("0 stops the replicas and their cost and keeps the id."),
+        widget=forms.NumberInput(LEFT_TO_RIGHT),
+    )

@@ -1,0 +1,149 @@
+"""What the catalogue and the deploy form show: releases, where they can run, and what that would cost."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.utils.translation import gettext as _
+
+from billing.selectors import balance_for
+from controlplane.console.prices import HOUR_S, Price, million_tokens_cost, price_list, sheet_now, time_cost
+from inference.catalogue_files import catalogue
+from inference.core.catalogue import Release
+from inference.core.placement import Placement, place, sentences
+from inference.core.words import Rung
+from inference.models import Pool
+from inference.selectors import ReleaseView, pool_facts, pool_list, release_list, sku_of
+from inference.services import HOLD_S
+from tenants.models import Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a statement of the catalogue was read; `url` is empty for a file."""
+
+    text: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCard:
+    """A release in the catalogue; `refusals` say pool by pool why none runs it, empty where one does."""
+
+    view: ReleaseView
+    precision: str
+    parameters: str
+    sources: tuple[Source, ...]
+    prices: tuple[Price, ...]
+    pool: str
+    waits: bool
+    refusals: tuple[str, ...]
+
+    @property
+    def release(self) -> Release:
+        """The catalogue's entry."""
+        return self.view.release
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a deployment would cost, in pico-units; `refusal` replaces the figures where nothing fits."""
+
+    currency: str
+    refusal: str = ""
+    per_hour: int = 0
+    held: int = 0
+    per_million_tokens: int = 0
+    available: int = 0
+    waits: bool = False
+
+    @property
+    def per_day(self) -> int:
+        """A day of all replicas."""
+        return self.per_hour * 24
+
+    @property
+    def short(self) -> bool:
+        """The balance does not cover what would be held."""
+        return self.held > self.available
+
+
+def cards(tenant: Tenant) -> list[ReleaseCard]:
+    """The catalogue; releases that a pool here runs come first."""
+    found = [_card(tenant, view) for view in release_list(settings.REGION)]
+    return sorted(found, key=lambda card: not card.pool)
+
+
+def form_choices() -> dict[str, list[tuple[str, str]]]:
+    """Choices of the deploy form: releases that some pool runs, this region, the accelerators of its pools."""
+    runnable = [view.release for view in release_list(settings.REGION) if _placed(view.release.id).pool]
+    accelerators = dict.fromkeys((pool.accelerator, pool.accelerator_name) for pool in pool_list(settings.REGION))
+    return {
+        "releases": [(release.id, _release_label(release)) for release in runnable],
+        "regions": [(settings.REGION, settings.REGION)],
+        "accelerators": list(accelerators),
+    }
+
+
+def quote(tenant: Tenant, *, release: str, region: str, accelerator: str, replicas: int) -> Quote:
+    """Price of a dedicated endpoint before it exists, placed as `endpoint_create` would place it."""
+    placement = _placed(release, region=region, accelerator=accelerator or None, replicas=replicas)
+    if placement.pool is None or placement.recipe is None:
+        return Quote(tenant.currency, refusal=sentences(placement.refusals))
+    sheet = sheet_now(tenant, sku_of(release, Rung.DEDICATED, placement.pool.accelerator), region)
+    accelerators = placement.recipe.cards * replicas
+    per_hour, held = time_cost(sheet, HOUR_S * accelerators), time_cost(sheet, HOLD_S * accelerators)
+    if sheet is None or per_hour is None or held is None:
+        return Quote(tenant.currency, refusal=_("No price is in force for this release on this accelerator."))
+    return Quote(
+        currency=tenant.currency,
+        per_hour=per_hour,
+        held=held,
+        per_million_tokens=million_tokens_cost(sheet),
+        available=balance_for(tenant.id).available_pico,
+        waits=placement.waits,
+    )
+
+
+def _placed(release_id: str, *, region: str = "", accelerator: str | None = None, replicas: int = 1) -> Placement:
+    return place(
+        catalogue(),
+        catalogue().releases[release_id],
+        [pool_facts(pool) for pool in Pool.objects.all()],
+        region=region or settings.REGION,
+        replicas=replicas,
+        accelerator=accelerator,
+    )
+
+
+def _card(tenant: Tenant, view: ReleaseView) -> ReleaseCard:
+    placement = _placed(view.release.id)
+    return ReleaseCard(
+        view=view,
+        precision=f"{view.release.native_bits}-bit",
+        parameters=_parameters(view.release.params_b),
+        sources=tuple(_source(text) for text in view.release.source),
+        prices=price_list(tenant, view.skus.values(), settings.REGION),
+        pool=placement.pool.name if placement.pool else "",
+        waits=placement.waits,
+        refusals=tuple(dict.fromkeys(item.sentence for item in placement.refusals)) if not placement.pool else (),
+    )
+
+
+def _source(text: str) -> Source:
+    if text.startswith("github:"):
+        repository, _colon, path = text.removeprefix("github:").partition(":")
+        return Source(repository, f"https://github.com/{repository}/blob/HEAD/{path}")
+    if text.startswith("https://"):
+        return Source(urlsplit(text).netloc, text)
+    return Source(text, "")
+
+
+def _parameters(billions: float) -> str:
+    if not billions:
+        return "–"
+    return f"{billions:g} B" if billions >= 1 else f"{billions * 1000:g} M"
+
+
+def _release_label(release: Release) -> str:
+    return f"{release.repo} · {_('Test model')}" if release.test else release.repo

@@ -1,0 +1,306 @@
+"""Accounts, money in and out of them, and the writes that the database refuses or accepts."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import DatabaseError, transaction
+
+from billing import ledger, selectors, services
+from billing.models import LedgerAccount, LedgerTx
+from kernel.clock import utcnow
+from kernel.pricing import IN_MISS, OUT, Rate, Sheet
+from kernel.problems import Problem
+from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour, one, run
+from tests.conftest import as_role
+
+
+def code(raised: pytest.ExceptionInfo[Problem]) -> str:
+    return raised.value.type.code
+
+
+def test_a_top_up_credits_once_for_its_key(database: None) -> None:
+    berth = harbour(money=0)
+    ids = {
+        services.topup(tenant_id=berth.tenant_id, currency="USD", amount_pico=3 * UNIT, idem_key="k", actor="t")
+        for _ in range(3)
+    }
+    assert len(ids) == 1
+    assert berth.posted() == {"prepaid": 3 * UNIT}
+    with pytest.raises(Problem) as raised:
+        services.topup(tenant_id=berth.tenant_id, currency="USD", amount_pico=UNIT, idem_key="k", actor="t")
+    assert code(raised) == "idempotency_mismatch"
+
+
+def test_a_top_up_of_nothing_or_in_an_unknown_currency_is_refused(database: None) -> None:
+    berth = harbour(money=0)
+    for amount, currency in ((0, "USD"), (-1, "USD"), (1, "XXX")):
+        with pytest.raises(Problem):
+            services.topup(
+                tenant_id=berth.tenant_id, currency=currency, amount_pico=amount, idem_key="k", actor="t"
+            )
+    assert berth.posted() == {}
+
+
+def test_promotional_credit_is_spent_before_own_money(database: None) -> None:
+    berth = harbour(money=UNIT)
+    services.promo_grant(tenant_id=berth.tenant_id, currency="USD", amount_pico=10, idem_key="p", actor="t")
+    berth.hold(1000)
+    assert berth.held() == {"promo": 10, "prepaid": 990}
+
+
+def test_a_reversal_mirrors_once_and_only_what_is_left(database: None) -> None:
+    berth = harbour(money=5 * UNIT)
+    tx = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup")
+    berth.hold(1)
+    with pytest.raises(Problem) as raised:
+        services.topup_reverse(tx_id=tx.id, actor="t")
+    assert code(raised) == "insufficient_balance"
+    services.topup(tenant_id=berth.tenant_id, currency="USD", amount_pico=1, idem_key="more", actor="t")
+    services.topup_reverse(tx_id=tx.id, actor="t")
+    assert berth.posted() == {"prepaid": 1}
+
+
+def test_fault_66_the_second_reversal_of_one_top_up_is_refused(database: None) -> None:
+    berth = harbour(money=UNIT)
+    tx = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup")
+    services.topup_reverse(tx_id=tx.id, actor="ann")
+    with pytest.raises(Problem) as raised:
+        services.topup_reverse(tx_id=tx.id, actor="bob")
+    assert code(raised) == "conflict"
+    assert berth.posted() == {}
+    with pytest.raises(Problem) as raised:
+        services.topup_reverse(tx_id=uuid4(), actor="t")
+    assert code(raised) == "not_found"
+
+
+def test_a_top_up_settles_what_is_owed_first(database: None) -> None:
+    berth = harbour(money=0)
+    event = berth.event()
+    berth.ingest(event)
+    assert berth.posted() == {"overrun": -event.quoted_pico, "revenue": event.quoted_pico}
+    services.topup(tenant_id=berth.tenant_id, currency="USD", amount_pico=UNIT, idem_key="k", actor="t")
+    assert berth.posted() == {"prepaid": UNIT - event.quoted_pico, "revenue": event.quoted_pico}
+
+
+def test_a_postpaid_tenant_spends_down_to_its_limit_and_no_further(database: None) -> None:
+    berth = harbour(money=0)
+    services.accounts_open(tenant_id=berth.tenant_id, currency="USD", credit_limit_pico=500)
+    services.accounts_open(tenant_id=berth.tenant_id, currency="USD", credit_limit_pico=1000)
+    assert selectors.balance_for(berth.tenant_id).available_pico == 1000
+    berth.hold(1000)
+    assert one("SELECT hold_place(%s::uuid, 'USD', 'gateway:general:local', 1, 2, 1, false)", berth.tenant_id) == 0
+
+
+def test_the_balance_of_a_tenant_without_accounts_is_zero(database: None) -> None:
+    balance = selectors.balance_for(harbour(money=0).tenant_id)
+    assert (balance.posted_pico, balance.available_pico, balance.spent_month_pico) == (0, 0, 0)
+    assert balance.accounts == ()
+
+
+def test_a_price_change_needs_ten_minutes_and_the_tenants_own_price_goes_first(database: None) -> None:
+    berth = harbour()
+    now = utcnow()
+    changed = Sheet(berth.sku, REGION, "USD", now + timedelta(minutes=9), {IN_MISS: Rate(1)})
+    with pytest.raises(Problem):
+        services.sheet_publish(sheet=changed, actor="t")
+    own = Sheet(berth.sku, REGION, "USD", LONG_AGO, {IN_MISS: Rate(7)}, str(berth.tenant_id))
+    name = services.sheet_publish(sheet=own, actor="t")
+    assert services.sheet_publish(sheet=own, actor="t") == name
+    ends = Sheet(berth.sku, REGION, "USD", now + timedelta(minutes=20), {}, str(berth.tenant_id))
+    services.sheet_publish(sheet=ends, actor="t")
+
+    def at(minutes: int, tenant_id: UUID | None = berth.tenant_id) -> Sheet | None:
+        return selectors.sheet_for(
+            sku=berth.sku, region=REGION, currency="USD", tenant_id=tenant_id, at=now + timedelta(minutes=minutes)
+        )
+
+    assert at(0) == own
+    assert at(0, None) == berth.sheet
+    assert at(21) == berth.sheet
+    assert selectors.sheet_for(sku="none", region=REGION, currency="USD", tenant_id=None, at=now) is None
+    projected = [sheet for sheet in selectors.sheets_for_projection() if sheet.sku == berth.sku]
+    assert sorted(projected, key=lambda sheet: sheet.sha256()) == sorted(
+        [berth.sheet, own, ends], key=lambda sheet: sheet.sha256()
+    )
+
+
+def second_original(berth: Harbour) -> None:
+    event = berth.event()
+    berth.ingest(event)
+    run(
+        "INSERT INTO usage_event (event_id, source, tenant_id, subject_id, kind, sku, region, started_at, ended_at, "
+        "counts, sheet, quoted_pico, provenance, finish, payload_sha256, gateway_id, boot_id, journal_seq) "
+        "SELECT gen_random_uuid(), source, tenant_id, subject_id, kind, sku, region, started_at, ended_at, counts, "
+        "sheet, quoted_pico, provenance, finish, payload_sha256, gateway_id, boot_id, journal_seq + 1 "
+        "FROM usage_event WHERE event_id = %s",
+        event.event_id,
+    )
+
+
+def move_on_a_sealed_hold(berth: Harbour) -> None:
+    berth.hold(10)
+    run("UPDATE hold SET sealed_at = now() WHERE account_id = %s", prepaid(berth).id)
+    run(
+        "INSERT INTO hold_move (hold_id, seq, kind, amount, transfer) SELECT id, 2, 'place', 1, 2 FROM hold "
+        "WHERE account_id = %s",
+        prepaid(berth).id,
+    )
+
+
+def unknown_meter(berth: Harbour) -> None:
+    services_event(berth, counts='{"sun": 1}')
+
+
+def negative_count(berth: Harbour) -> None:
+    services_event(berth, counts='{"out": -1}')
+
+
+def another_tenants_sheet(berth: Harbour) -> None:
+    other = harbour()
+    own = Sheet(berth.sku, REGION, "USD", LONG_AGO, {OUT: Rate(1)}, str(other.tenant_id))
+    services_event(berth, counts='{"out": 1}', sheet=services.sheet_publish(sheet=own, actor="t"))
+
+
+def edited_leaf(berth: Harbour) -> None:
+    berth.ingest(berth.event())
+    run("UPDATE receipt_leaf SET body = 'x' WHERE event_id IS NOT NULL")
+
+
+def edited_event(berth: Harbour) -> None:
+    berth.ingest(berth.event())
+    run("UPDATE usage_event SET quoted_pico = 0 WHERE tenant_id = %s", berth.tenant_id)
+
+
+def late_entry(berth: Harbour) -> None:
+    tx = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup")
+    ledger.entries_write(tx_id=tx.id, currency="USD", amounts={prepaid(berth).id: 5})
+
+
+def unbalanced(berth: Harbour) -> None:
+    tx_id = ledger.tx_open(
+        tenant_id=berth.tenant_id,
+        kind="adjustment",
+        idem_key=str(uuid4()),
+        source_type="t",
+        source_id="t",
+        effective_at=utcnow(),
+    )
+    ledger.entries_write(tx_id=tx_id, currency="USD", amounts={prepaid(berth).id: 5})
+
+
+def sudden_price(berth: Harbour) -> None:
+    run(
+        "INSERT INTO price_sheet (sha256, sku, region, currency, effective_from, body) "
+        "VALUES (sha256('x'), %s, %s, 'USD', now() + interval '9 minutes', '{}')",
+        berth.sku,
+        REGION,
+    )
+
+
+def posted_by_hand(berth: Harbour) -> None:
+    run("UPDATE ledger_account SET posted = posted + 1 WHERE tenant_id = %s", berth.tenant_id)
+
+
+def open_by_hand(berth: Harbour) -> None:
+    berth.hold(10)
+    run("UPDATE hold SET open = 0 WHERE account_id = %s", prepaid(berth).id)
+
+
+def too_much(berth: Harbour) -> None:
+    berth.hold(10)
+    run(
+        "INSERT INTO hold_move (hold_id, seq, kind, amount, transfer) SELECT id, 2, 'return', 11, 2 FROM hold "
+        "WHERE account_id = %s",
+        prepaid(berth).id,
+    )
+
+
+def overdraft(berth: Harbour) -> None:
+    tx_id = ledger.tx_open(
+        tenant_id=berth.tenant_id,
+        kind="adjustment",
+        idem_key=str(uuid4()),
+        source_type="t",
+        source_id="t",
+        effective_at=utcnow(),
+    )
+    cash = ledger.house_account(currency="USD", kind="cash")
+    ledger.entries_write(tx_id=tx_id, currency="USD", amounts={prepaid(berth).id: -11 * UNIT, cash.id: 11 * UNIT})
+
+
+def prepaid(berth: Harbour) -> LedgerAccount:
+    return LedgerAccount.objects.get(tenant_id=berth.tenant_id, kind="prepaid")
+
+
+def services_event(berth: Harbour, *, counts: str, sheet: bytes | None = None) -> None:
+    run(
+        "INSERT INTO usage_event (event_id, source, tenant_id, subject_id, kind, sku, region, started_at, ended_at, "
+        "counts, sheet, quoted_pico, provenance, finish, payload_sha256, gateway_id, boot_id, journal_seq) VALUES "
+        "(gen_random_uuid(), 't', %s, gen_random_uuid(), 'tokens', %s, %s, now(), now(), %s, %s, 0, 'engine_final', "
+        "'stop', sha256('x'), 't', gen_random_uuid(), 1)",
+        berth.tenant_id,
+        berth.sku,
+        REGION,
+        counts,
+        sheet or berth.sheet.sha256(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (second_original, "one_original_per_attempt"),
+        (move_on_a_sealed_hold, "hold is sealed"),
+        (unknown_meter, "unknown, negative or misplaced"),
+        (negative_count, "unknown, negative or misplaced"),
+        (another_tenants_sheet, "no such price sheet"),
+        (edited_leaf, "permission denied"),
+        (edited_event, "permission denied"),
+        (late_entry, "only in the creating transaction"),
+        (unbalanced, "does not balance"),
+        (sudden_price, "ten minutes ahead"),
+        (posted_by_hand, "permission denied"),
+        (open_by_hand, "permission denied"),
+        (too_much, "hold_open"),
+        (overdraft, "ledger_account_floor"),
+    ],
+)
+def test_a_write_that_must_fail_fails(database: None, write: Callable[[Harbour], None], says: str) -> None:
+    berth = harbour()
+    with pytest.raises(DatabaseError, match=says), transaction.atomic():
+        write(berth)
+
+
+@pytest.mark.parametrize(
+    "table", ["ledger_tx", "ledger_entry", "hold_move", "usage_event", "rated_line", "price_sheet", "receipt_leaf"]
+)
+def test_not_even_the_owner_edits_what_is_append_only(database: None, table: str) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    berth.ingest(berth.event())
+    with as_role("owner"):
+        for statement in (f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
+            with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
+                run(statement)
+
+
+def test_web_reads_its_own_money_and_writes_none(database: None) -> None:
+    ours, theirs = harbour(), harbour()
+    theirs.hold(UNIT)
+    theirs.ingest(theirs.event())
+    ours.ingest(ours.event())
+    tables = "ledger_account ledger_tx ledger_entry hold hold_move usage_event rated_line receipt_tree receipt_leaf"
+    for table in tables.split():
+        with as_role("web"):
+            assert one(f"SELECT count(*) FROM {table}") == 0, table
+        with as_role("web", tenant_id=ours.tenant_id), pytest.raises(DatabaseError, match="denied"), transaction.atomic():
+            run(f"INSERT INTO {table} DEFAULT VALUES")
+    with as_role("web", tenant_id=ours.tenant_id):
+        assert one("SELECT count(*) FROM usage_event") == 1
+        assert one("SELECT count(*) FROM rated_line") == 2
+        assert one("SELECT count(DISTINCT tenant_id) FROM ledger_account") == 1
+        assert one("SELECT count(*) FROM hold_move") == 0
+        with pytest.raises(DatabaseError, match="not this tenant"), transaction.atomic():
+            ours.hold(1)

@@ -1,0 +1,115 @@
+"""What the console is made of: vendored files, styles and translations, checked without a server."""
+
+import hashlib
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from controlplane.console import words
+
+CONSOLE = Path(words.__file__).parent
+LANGUAGES = ("zh_Hans", "ar")
+PHYSICAL = re.compile(
+    r"(?<![\w-])((margin|padding|border)-(left|right|top|bottom)|left|right|top|bottom|width|height"
+    r"|(min|max)-(width|height))\s*:"
+)
+
+
+def test_every_vendored_file_is_the_one_that_was_written_down() -> None:
+    manifest = tomllib.loads((CONSOLE / "VENDOR.toml").read_text())
+    for entry in manifest["vendor"]:
+        content = (CONSOLE / entry["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"], entry["name"]
+        assert (CONSOLE / entry["licence_file"]).stat().st_size > 0
+
+
+def test_every_file_in_the_vendor_folder_is_written_down() -> None:
+    manifest = tomllib.loads((CONSOLE / "VENDOR.toml").read_text())
+    known = {entry[name] for entry in manifest["vendor"] for name in ("file", "licence_file")}
+    found = {str(path.relative_to(CONSOLE)) for path in (CONSOLE / "static/vendor").rglob("*") if path.is_file()}
+    assert found == known
+
+
+def test_styles_use_logical_properties_only() -> None:
+    css = (CONSOLE / "static/console/console.css").read_text()
+    assert [match[0] for match in PHYSICAL.finditer(re.sub(r"@media[^{]*", "", css))] == []
+
+
+def test_every_icon_that_a_template_names_is_in_the_sprite() -> None:
+    sprite = set(re.findall(r'<symbol id="([\w-]+)"', (CONSOLE / "static/console/icons.svg").read_text()))
+    named = {
+        name
+        for template in (CONSOLE / "templates").rglob("*.html")
+        for name in re.findall(r'{% icon "([\w-]+)"', template.read_text())
+    }
+    tables = (words.PHASES, words.REPLICAS, words.INVOICES)
+    named |= {word.icon for table in tables for word in table.values()}
+    named |= {word.icon for word in (words.DONE, words.NOT_YET, words.IN_PROGRESS, words.STOPPED, words.BROKEN)}
+    assert named <= sprite
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_sentence_is_translated(language: str, tmp_path: Path) -> None:
+    fresh = _extracted(tmp_path)
+    translated = _entries(CONSOLE / "locale" / language / "LC_MESSAGES/django.po")
+    assert [msgid for msgid in fresh if not all(translated.get(msgid, [""]))] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_keep_every_placeholder(language: str) -> None:
+    for msgid, texts in _entries(CONSOLE / "locale" / language / "LC_MESSAGES/django.po").items():
+        for text in texts:
+            assert set(re.findall(r"%\(\w+\)s", text)) == set(re.findall(r"%\(\w+\)s", msgid)), msgid
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_compile(language: str, tmp_path: Path) -> None:
+    source = CONSOLE / "locale" / language / "LC_MESSAGES/django.po"
+    subprocess.run(["msgfmt", "--check", "-o", tmp_path / "django.mo", source], check=True)
+
+
+def _extracted(folder: Path) -> list[str]:
+    """The msgids that the console's code and templates hold now, found as makemessages finds them."""
+    from django.utils.translation import template
+
+    sources = []
+    for path in sorted(CONSOLE.rglob("*")):
+        if path.suffix == ".html":
+            copy = folder / f"{len(sources)}.py"
+            copy.write_text(template.templatize(path.read_text(), origin=str(path)))
+            sources.append(copy)
+        elif path.suffix == ".py":
+            sources.append(path)
+    keywords = ("gettext", "gettext_lazy", "_", "gettext_noop", "pgettext:1c,2", "ngettext:1,2")
+    pot = folder / "django.pot"
+    arguments = [f"--keyword={keyword}" for keyword in keywords]
+    subprocess.run(
+        ["xgettext", "-L", "Python", "--from-code=UTF-8", "--no-wrap", "-o", pot, *arguments, *sources], check=True
+    )
+    return list(_entries(pot))
+
+
+def _entries(path: Path) -> dict[str, list[str]]:
+    """msgid → its texts, without the header."""
+    entries: dict[str, list[str]] = {}
+    for block in path.read_text().split("\n\n"):
+        fields: dict[str, str] = {}
+        name = ""
+        for line in block.splitlines():
+            match = re.match(r'(msgid|msgid_plural|msgstr(?:\[\d+\])?) (".*")$', line)
+            if match:
+                name = match[1]
+                fields[name] = _unquoted(match[2])
+            elif line.startswith('"'):
+                fields[name] += _unquoted(line)
+        msgid = fields.get("msgid")
+        if msgid:
+            entries[msgid] = [text for name, text in fields.items() if name.startswith("msgstr")]
+    return entries
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1].replace('\\"', '"').replace("\\n", "\n").replace("\\\\", "\\")

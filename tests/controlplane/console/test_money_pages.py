@@ -1,0 +1,193 @@
+"""Money on the pages: quotes before a deploy, metered lines after it, and amounts that are never rounded away."""
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.conf import settings
+
+from billing.ingest import Journalled, events_ingest
+from billing.models import LedgerAccount
+from billing.selectors import balance_for, sheet_for
+from billing.services import accounts_open, sheet_publish, topup
+from controlplane.console.templatetags.console import decimals, headline
+from inference.models import Endpoint
+from kernel import ids
+from kernel.clock import month_of, utcnow
+from kernel.money import PICO
+from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet, rate, total
+from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
+from tests.controlplane.console.conftest import Person
+from tests.controlplane.console.markup import Markup
+
+SHARED, DEDICATED = "tiny-deepseek:shared", "tiny-deepseek:dedicated:cpu"
+HOUR_PICO = 180_000_000_000
+FREE = {IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0)}
+
+
+@pytest.fixture
+def prices(pool: object) -> None:
+    """The test model is on sale, shared and dedicated."""
+    for sku, meters in (
+        (DEDICATED, {ACCEL_SECOND: Rate(HOUR_PICO, 3600), **FREE}),
+        (SHARED, {IN_HIT: Rate(7_000), IN_MISS: Rate(28_000), OUT: Rate(420_000)}),
+    ):
+        known = sheet_for(sku=sku, region=settings.REGION, currency="USD", tenant_id=None, at=utcnow())
+        if known is None:
+            start, _end = month_of(utcnow())
+            sheet_publish(sheet=Sheet(sku, settings.REGION, "USD", start, meters), actor="test")
+
+
+def give(person: Person, amount: int) -> None:
+    accounts_open(tenant_id=person.tenant.id, currency="USD")
+    topup(tenant_id=person.tenant.id, currency="USD", amount_pico=amount, idem_key=f"test:{uuid4()}", actor="test")
+
+
+def deploy(person: Person, **changes: str):
+    form = {"release": "tiny-deepseek", "region": settings.REGION, "replicas": "2", "name": "support-bot"}
+    return person.post("/endpoints/new", form | changes)
+
+
+def use(person: Person, *, endpoint_id: str, counts: dict[str, int]) -> UsageEvent:
+    """One metered request, booked as the meter books it."""
+    now = utcnow()
+    sheet = sheet_for(sku=SHARED, region=settings.REGION, currency="USD", tenant_id=person.tenant.id, at=now)
+    assert sheet
+    event = UsageEvent(
+        event_id=ids.new_id(),
+        source="gateway",
+        tenant_id=person.tenant.id,
+        subject_id=ids.new_id(),
+        kind=TOKENS,
+        sku=SHARED,
+        region=settings.REGION,
+        currency="USD",
+        started_at=now - timedelta(seconds=2),
+        ended_at=now,
+        counts=counts,
+        sheet=sheet.sha256(),
+        quoted_pico=total(rate(sheet, counts)),
+        provenance=ENGINE_FINAL,
+        finish="stop",
+        endpoint_id=endpoint_id,
+        purse="general",
+        generation=1,
+    )
+    done = events_ingest([Journalled("gw-test", UUID(int=uuid4().int), 1, event.to_json())])
+    assert done.booked == 1
+    return event
+
+
+@pytest.mark.parametrize(
+    ("pico", "shown"),
+    [
+        (0, "0.00"),
+        (1, "<0.000001"),
+        (-1, "-<0.000001"),
+        (123_456_789, "0.000123"),
+        (PICO, "1.00"),
+        (1_234_567 * PICO + 500_000_000_000, "1,234,567.50"),
+        (-2 * PICO - 123_456_499_999, "-2.123456"),
+        (999_999_999_999, "1.00"),
+    ],
+)
+def test_an_amount_keeps_two_to_six_places_and_never_becomes_nothing(pico, shown):
+    assert decimals(pico) == shown
+
+
+def test_a_headline_is_in_cents_and_carries_the_exact_amount():
+    text = headline(98_765_432_100_001, "USD")
+    assert "98.77" in text
+    assert 'title="98.765432100001 USD"' in text
+
+
+def test_the_form_says_what_it_costs_and_what_is_held_before_anything_starts(person, prices):
+    give(person, 20 * PICO)
+    asked = f"/endpoints/quote?release=tiny-deepseek&region={settings.REGION}&replicas=2"
+    page = person.get(asked).content.decode()
+    for exact in ("0.36 USD", "8.64 USD", "20 USD", "0 USD"):
+        assert f'title="{exact}"' in page
+    assert page.count('title="0.36 USD"') == 2
+    assert "does not cover" not in page
+    assert "&quot;replicas&quot;: 2" in page
+
+
+def test_a_quote_says_when_the_balance_is_too_small(person, prices):
+    page = person.get(f"/endpoints/quote?release=tiny-deepseek&region={settings.REGION}&replicas=1")
+    assert "does not cover the first hour" in page.content.decode()
+
+
+def test_deploying_holds_the_hour_and_leads_to_the_endpoints_page(person, prices):
+    give(person, 20 * PICO)
+    answer = deploy(person)
+    endpoint = Endpoint.objects.get(tenant=person.tenant)
+    assert answer["Location"] == f"/endpoints/{ids.encode(ids.ENDPOINT, endpoint.id)}"
+    assert LedgerAccount.objects.get(tenant=person.tenant, kind="prepaid").held == 2 * HOUR_PICO
+    page = person.get(answer["Location"]).content.decode()
+    assert Markup(page).faults == []
+    assert 'title="8.64 USD"' in page
+
+
+def test_deploying_without_money_is_refused_with_the_sum_that_is_missing(person, prices):
+    answer = deploy(person)
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert "0.36 USD must be available" in page
+    assert Markup(page).faults == []
+    assert Endpoint.objects.filter(tenant=person.tenant).count() == 0
+
+
+def test_a_second_press_of_deploy_makes_no_second_endpoint(person, prices):
+    give(person, 20 * PICO)
+    assert deploy(person).status_code == 302
+    again = deploy(person)
+    assert again.status_code == 422
+    assert "is taken" in again.content.decode()
+
+
+def test_a_metered_request_is_on_the_usage_page_line_by_line(person, prices):
+    give(person, 20 * PICO)
+    use(person, endpoint_id="ep_1", counts={IN_MISS: 1_000, OUT: 500})
+    use(person, endpoint_id="ep_1", counts={OUT: 7})
+    use(person, endpoint_id="ep_2", counts={OUT: 1})
+    page = person.get("/usage").content.decode()
+    assert Markup(page).faults == []
+    assert 'title="0.000028 USD"' in page
+    assert 'title="0.00021294 USD"' in page
+    assert f'title="{"0.00024136"} USD"' in page
+    one = person.get("/usage?endpoint=ep_2").content.decode()
+    assert 'title="0.00000042 USD"' in one
+    assert 'title="0.000028 USD"' not in one
+
+
+def test_usage_of_another_tenant_is_not_there(newcomer, prices):
+    owner, stranger = newcomer(), newcomer()
+    give(owner, PICO)
+    use(owner, endpoint_id="ep_1", counts={OUT: 9})
+    page = stranger.get("/usage?endpoint=ep_1").content.decode()
+    assert "Nothing was metered" in page
+
+
+def test_the_billing_page_shows_accounts_and_entries_that_add_up(person, prices):
+    give(person, 5 * PICO)
+    use(person, endpoint_id="ep_1", counts={OUT: 1_000_000})
+    page = person.get("/billing").content.decode()
+    assert Markup(page).faults == []
+    assert balance_for(person.tenant.id).posted_pico == 4 * PICO + 580_000_000_000
+    assert 'title="4.58 USD"' in page
+    assert "</span> -0.42</bdi>" in page
+
+
+def test_the_overview_shows_balance_and_spend(person, prices):
+    give(person, 5 * PICO)
+    use(person, endpoint_id="ep_1", counts={OUT: 1_000_000})
+    page = person.get("/").content.decode()
+    assert 'title="4.58 USD"' in page
+    assert 'title="0.42 USD"' in page
+
+
+def test_the_catalogue_shows_prices_per_hour_and_per_million(person, prices):
+    page = person.get("/catalogue").content.decode()
+    assert 'title="0.18 USD"' in page
+    assert 'title="0.028 USD"' in page
+    assert "Random weights" in page

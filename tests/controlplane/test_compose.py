@@ -1,0 +1,69 @@
+"""docker-compose.yml against the Compose Specification's schema and against what the supervisor runs.
+
+No container engine is at hand where these tests run. compose-spec.json is the schema that the
+specification's own Go library carries (github.com/compose-spec/compose-go/v2 v2.16.2, Apache-2.0).
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from controlplane.embedded import environment, parts
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads(Path(__file__).with_name("compose-spec.json").read_text())
+
+
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return content
+
+
+def test_it_fits_the_compose_specification(compose: dict[str, Any]) -> None:
+    jsonschema.validate(compose, SCHEMA)
+
+
+def test_the_schema_refuses_what_is_not_compose(compose: dict[str, Any]) -> None:
+    compose["services"]["web"]["comand"] = ["python"]
+    with pytest.raises(jsonschema.ValidationError, match="comand"):
+        jsonschema.validate(compose, SCHEMA)
+
+
+def test_it_runs_the_processes_that_the_supervisor_runs(compose: dict[str, Any], tmp_path: Path) -> None:
+    environ = {"MOORAGE_STATE_DIR": str(tmp_path)}
+    environment.complete(environ, create=True)
+    ours = [parts.agent(environ), *parts.control(environ), *parts.doors(environ)]
+    services = compose["services"]
+    assert set(services) == {part.name for part in ours} | {"postgres", "redis", "setup"}
+    for part in ours:
+        # After the interpreter: -m module or manage.py command, before anything that names a place.
+        argv = [argument.removeprefix(f"{ROOT}/") for argument in part.argv[part.argv.index("--") + 2 :]]
+        command = services[part.name]["command"]
+        assert command[0] == "python"
+        assert command[1:3] == argv[:2]
+        if "celery" in argv:
+            assert command[3:6] == argv[2:5]
+
+
+def test_every_stop_leaves_a_part_the_time_that_the_supervisor_would(compose: dict[str, Any], tmp_path: Path) -> None:
+    environ = {"MOORAGE_STATE_DIR": str(tmp_path)}
+    environment.complete(environ, create=True)
+    agent = parts.agent(environ)
+    assert compose["services"]["agent"]["stop_signal"] == agent.stop_signal.name
+    assert compose["services"]["agent"]["stop_grace_period"] == f"{agent.grace_s / 60:g}m"
+    graces = {part.name: part.grace_s for part in (*parts.control(environ), *parts.doors(environ))}
+    for name in ("gateway", "worker"):
+        assert compose["services"][name]["stop_grace_period"] == f"{graces[name]:g}s"
+
+
+def test_every_image_is_pinned_and_nothing_but_the_doors_is_published(compose: dict[str, Any]) -> None:
+    images = [service["image"] for service in compose["services"].values()]
+    assert all(re.search(r":\d+\.\d+(\.\d+)?(-\w+)?$", image) for image in images)
+    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert sorted(published) == ["127.0.0.1:8000:8000", "127.0.0.1:8080:8080"]

@@ -1,0 +1,154 @@
+"""A client that leaves is billed once, for what reached it; the engine is left at once."""
+
+import json
+import socket
+import time
+
+import httpx2
+
+from tests.inference.gateway.engine import Engine, Plan
+from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
+from tests.services import wait_until
+
+
+def read_tokens(door: Gateway, tenant: Tenant, model: str, tokens: int, *, rest_s: float = 0.0) -> int:
+    """Stream until `tokens` chunks with text were read, then hang up."""
+    seen = 0
+    body = {**HELLO, "model": model, "stream": True, "max_tokens": 4000}
+    with httpx2.stream("POST", f"{door.url}/v1/chat/completions", headers=tenant.headers, json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                seen += 1
+            if seen == tokens:
+                time.sleep(rest_s)
+                break
+    return seen
+
+
+def test_a_hang_up_in_mid_stream_bills_what_was_delivered_once(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=4000, interval_s=0.02)
+    before = tenant.free()
+    read_tokens(door, tenant, route.endpoint_id, 20)
+    wait_until(lambda: engine.hung_up == 1, "the engine's release", 1)
+    (event,) = door.events_of(tenant)
+    assert 19 <= event.counts["out"] <= 22
+    assert event.counts["in_miss"] == 10
+    assert (event.finish, event.provenance) == ("abort_client", "engine_partial")
+    assert event.counts["out"] + event.waste <= engine.tokens_made
+    wait_until(lambda: tenant.free() == before - event.quoted_pico, "settlement")
+    time.sleep(0.3)
+    assert len(door.events_of(tenant)) == 1
+
+
+def test_a_client_that_stops_reading_is_billed_what_its_kernel_took_and_memory_stays_bounded(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=200_000, word="x" * 100)
+    body = json.dumps({**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}).encode()
+    host, port = door.url.removeprefix("http://").split(":")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((host, int(port)))
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.text}\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        sock.sendall(head.encode() + body)
+        received = sock.recv(2000)
+        time.sleep(1.0)
+        made = engine.tokens_made
+        time.sleep(0.5)
+        assert engine.tokens_made == made, "the engine is not held back"
+        sock.setblocking(False)
+        while True:
+            try:
+                received += sock.recv(65536)
+            except BlockingIOError:
+                break
+            if len(received) > 20_000:
+                break
+    in_hand = received.count(b'"content":"x')
+    (event,) = door.events_of(tenant)
+    assert event.finish == "abort_client"
+    assert in_hand <= event.counts["out"] + 1
+    assert event.counts["out"] < 1000
+    assert event.waste > 0
+    assert event.counts["out"] + event.waste <= made + 1
+
+
+def test_a_client_that_stalls_is_cut_and_billed_to_the_cut(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: object
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=200_000, word="x" * 1000)
+    with gateway(world, tmp_path, GATEWAY_STALL_S="0.5") as door:  # type: ignore[arg-type]
+        body = {**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}
+        with httpx2.stream("POST", f"{door.url}/v1/chat/completions", headers=tenant.headers, json=body):
+            (event,) = door.events_of(tenant)
+        assert event.finish == "abort_client"
+        assert 0 < event.counts["out"] < 20_000
+
+
+def test_leaving_before_an_answer_is_free_and_frees_the_engine(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    before = tenant.free()
+    for number, stream in enumerate((False, True), 1):
+        engine.plan = Plan(wait_s=30)
+        body = {**HELLO, "model": route.endpoint_id, "stream": stream}
+        try:
+            httpx2.post(f"{door.url}/v1/chat/completions", headers=tenant.headers, json=body, timeout=0.3)
+            raise AssertionError("the engine should not have answered")
+        except httpx2.ReadTimeout:
+            pass
+        wait_until(lambda n=number: engine.hung_up == n, "the engine's release", 1)  # type: ignore[misc]
+    events = door.events_of(tenant, at_least=2)
+    assert [sum(event.counts.values()) for event in events] == [0, 0]
+    assert {event.finish for event in events} == {"abort_client"}
+    wait_until(lambda: tenant.free() == before, "the money's return")
+    assert tenant.concurrent() == 0
+
+
+def test_an_engine_error_inside_a_stream_ends_it_with_an_error_and_without_done(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    for plan, number in ((Plan(tokens=9, error_after=3), 1), (Plan(tokens=9, die_after=3), 2)):
+        engine.plan = plan
+        answer = door.chat(tenant, route.endpoint_id, stream=True)
+        assert answer.status_code == 200
+        lines = [line for line in answer.text.split("\n\n") if line]
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "engine_error"
+        assert "[DONE]" not in answer.text
+        event = door.events_of(tenant, at_least=number)[-1]
+        assert event.counts == {"in_hit": 0, "in_miss": 10, "out": 3}
+        assert (event.finish, event.provenance) == ("error_engine", "engine_partial")
+
+
+def test_a_stream_without_its_last_usage_is_billed_by_the_running_count(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(final_usage=False)
+    assert "[DONE]" in door.chat(tenant, route.endpoint_id, stream=True).text
+    (event,) = door.events_of(tenant)
+    assert (event.counts["out"], event.provenance) == (5, "engine_partial")
+
+
+def test_a_request_longer_than_the_limit_is_cut_and_billed(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: object
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=4000, interval_s=0.05)
+    with gateway(world, tmp_path, GATEWAY_LONGEST_S="1") as door:  # type: ignore[arg-type]
+        answer = door.chat(tenant, route.endpoint_id, stream=True, max_tokens=4000)
+        assert "cut short" in answer.text
+        assert "[DONE]" not in answer.text
+        (event,) = door.events_of(tenant)
+        assert event.finish == "time_limit"
+        assert 5 < event.counts["out"] <= 20

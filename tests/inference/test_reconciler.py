@@ -1,0 +1,450 @@
+"""The reconciler on real PostgreSQL and a scripted cluster: the way up, the way down, and every drill."""
+
+from datetime import timedelta
+
+import pytest
+from django.db.models import Sum
+
+from inference.clock import database_now
+from inference.core.words import Phase, ReplicaState
+from inference.facts import record
+from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
+from inference.reconciler import perform, run
+from inference.reconciler.claim import StaleClaim, claim
+from inference.reconciler.run import reconcile
+from inference.selectors import endpoint_view
+from inference.services import endpoint_delete, endpoint_pause, endpoint_resume, endpoint_scale
+from inference.sweep import due, sweep
+from k8s.cluster import Invalid, Quota, Retry
+from tenants.models import Outbox, Standing
+from tenants.services import standing_set
+from tests.inference.conftest import create
+
+
+def phase(endpoint: Endpoint) -> Phase:
+    endpoint.refresh_from_db()
+    return endpoint_view(endpoint).phase
+
+
+def condition(endpoint: Endpoint, name: str) -> dict:
+    endpoint.refresh_from_db()
+    return next(item for item in endpoint.conditions if item["type"] == name)
+
+
+def events(endpoint: Endpoint) -> list[dict]:
+    rows = Outbox.objects.filter(topic="inference.billable", payload__endpoint_id=str(endpoint.id)).order_by("id")
+    return [row.payload for row in rows]
+
+
+def deployment_of(endpoint: Endpoint) -> Deployment:
+    return Deployment.objects.get(endpoint=endpoint)
+
+
+def stored(endpoint: Endpoint) -> dict:
+    """Every row of the endpoint, but for the claim's."""
+    deployment = deployment_of(endpoint)
+    return {
+        "endpoint": Endpoint.objects.filter(id=endpoint.id).values().get(),
+        "deployment": Deployment.objects.filter(id=deployment.id).values().get(),
+        "observed": Observed.objects.filter(deployment=deployment).values().get(),
+        "replicas": list(Replica.objects.filter(deployment=deployment).values()),
+        "pool": Pool.objects.filter(id=deployment.pool_id).values().get(),
+        "outbox": len(events(endpoint)),
+    }
+
+
+def expire_claims() -> None:
+    Endpoint.objects.filter(lock_token__isnull=False).update(lock_until=database_now() - timedelta(seconds=1))
+
+
+def test_an_endpoint_comes_up_step_by_step(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    words = [phase(endpoint)]
+    reconcile(endpoint.id)
+    words.append(phase(endpoint))
+    harbour.cluster.step(ready=False)
+    harbour.look()
+    reconcile(endpoint.id)
+    words.append(phase(endpoint))
+    neighbours.blind = True
+    harbour.cluster.step()
+    harbour.look()
+    reconcile(endpoint.id)
+    assert condition(endpoint, "Ready")["reason"] == "Proving"
+    neighbours.blind = False
+    reconcile(endpoint.id)
+    words.append(phase(endpoint))
+    assert words == [Phase.REQUESTED, Phase.PROVISIONING, Phase.LOADING, Phase.RUNNING]
+    assert neighbours.routes == [endpoint.id]
+    assert [pod.state for pod in neighbours.pods[deployment_of(endpoint).id]] == ["serving"]
+    assert endpoint.observed_generation == endpoint.generation
+    assert endpoint.due_at is None
+
+
+def test_the_bill_of_a_dedicated_replica_begins_with_its_first_token(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    replica = Replica.objects.get(deployment=deployment_of(endpoint))
+    (fact,) = events(endpoint)
+    assert fact == {
+        "deployment_id": str(deployment_of(endpoint).id),
+        "endpoint_id": str(endpoint.id),
+        "tenant_id": str(tenant.id),
+        "pod_uid": str(replica.pod_uid),
+        "sku": "tiny-deepseek:dedicated:cpu",
+        "region": "here",
+        "accelerator": "cpu",
+        "accelerator_count": 1,
+        "event": "from",
+        "at": replica.serving_at.isoformat(),
+    }
+
+
+def test_a_shared_endpoint_bills_no_accelerator(harbour, operator):
+    endpoint = create(operator, rung="shared")
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+    assert events(endpoint) == []
+
+
+def test_an_in_sync_pass_writes_nothing(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    before, writes = stored(endpoint), harbour.cluster.writes
+    for _ in range(3):
+        harbour.look()
+        reconcile(endpoint.id)
+    assert stored(endpoint) == before
+    assert harbour.cluster.writes == writes
+    assert endpoint.id not in set(due())
+
+
+def test_the_sweep_alone_brings_an_endpoint_up_and_down(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    for _ in range(6):
+        sweep()
+        harbour.cluster.step()
+        Endpoint.objects.filter(due_at__isnull=False).update(due_at=database_now())
+    assert phase(endpoint) is Phase.RUNNING
+    endpoint_delete(endpoint=endpoint, actor="test")
+    for _ in range(6):
+        sweep()
+        harbour.cluster.step()
+        Endpoint.objects.filter(due_at__isnull=False).update(due_at=database_now())
+    assert phase(endpoint) is Phase.DELETED
+    assert harbour.cluster.pods == {}
+
+
+def test_a_worker_killed_between_apply_and_record_is_healed_by_the_next_pass(harbour, tenant, monkeypatch):
+    endpoint = create(tenant)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_record", die)
+        with pytest.raises(KeyboardInterrupt):
+            reconcile(endpoint.id)
+    assert harbour.cluster.writes > 0
+    assert reconcile(endpoint.id) is False
+    expire_claims()
+    writes = harbour.cluster.writes
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+    assert harbour.cluster.writes == writes
+    assert len([ref for ref in harbour.cluster.objects if ref.kind == "Deployment"]) == 1
+
+
+def test_a_worker_killed_in_the_apply_itself_leaves_no_orphan(harbour, tenant, monkeypatch):
+    endpoint = create(tenant)
+    apply = harbour.cluster.apply
+
+    def apply_and_die(objects):
+        apply(objects)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harbour.cluster, "apply", apply_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            reconcile(endpoint.id)
+    expire_claims()
+    endpoint_delete(endpoint=endpoint, actor="test")
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.DELETED
+    assert not any(ref.kind == "Deployment" for ref in harbour.cluster.objects)
+
+
+def test_a_stale_token_drops_the_result(harbour, tenant, monkeypatch):
+    endpoint = create(tenant)
+    settle = run._settle
+
+    def lose_the_claim(held):
+        result = settle(held)
+        expire_claims()
+        assert claim(endpoint.id) is not None
+        return result
+
+    monkeypatch.setattr(run, "_settle", lose_the_claim)
+    assert reconcile(endpoint.id) is True
+    endpoint.refresh_from_db()
+    assert (endpoint.observed_generation, endpoint.conditions) == (0, [])
+
+
+def test_a_stale_worker_performs_nothing_more(harbour, tenant):
+    endpoint = create(tenant)
+    held = claim(endpoint.id)
+    expire_claims()
+    assert claim(endpoint.id) is not None
+    with pytest.raises(StaleClaim):
+        run._settle(held)
+    assert harbour.cluster.writes == 0
+
+
+def test_two_workers_at_once_make_one_pass(harbour, tenant):
+    endpoint = create(tenant)
+    assert claim(endpoint.id) is not None
+    assert claim(endpoint.id) is None
+    assert reconcile(endpoint.id) is False
+
+
+def test_a_delete_while_provisioning_undoes_everything_and_bills_nothing(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    reconcile(endpoint.id)
+    harbour.cluster.step(ready=False)
+    harbour.look()
+    endpoint_delete(endpoint=endpoint, actor="test")
+    assert phase(endpoint) is Phase.DELETING
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.DELETED
+    assert events(endpoint) == []
+    assert neighbours.closed == [deployment_of(endpoint).id]
+    assert neighbours.removed == [endpoint.id]
+    assert Pool.objects.get(id=harbour.pool.id).reserved == 0
+    assert endpoint.finalizers == []
+
+
+def test_a_delete_before_the_first_pass_leaves_nothing(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    endpoint_delete(endpoint=endpoint, actor="test")
+    harbour.settle(endpoint, rounds=2)
+    assert phase(endpoint) is Phase.DELETED
+    assert harbour.cluster.writes == 0
+    assert neighbours.closed == [deployment_of(endpoint).id]
+
+
+def test_a_delete_bills_to_the_request_and_not_to_the_last_pod(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    endpoint_delete(endpoint=endpoint, actor="test")
+    harbour.look()
+    harbour.settle(endpoint)
+    endpoint.refresh_from_db()
+    facts = {fact["event"]: fact["at"] for fact in events(endpoint)}
+    assert set(facts) == {"from", "to"}
+    assert facts["from"] <= facts["to"] <= endpoint.deletion_requested_at.isoformat()
+
+
+def test_a_pause_twice_ends_the_bill_once_and_a_resume_starts_another(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    endpoint_pause(endpoint=endpoint, actor="test")
+    endpoint_pause(endpoint=endpoint, actor="test")
+    assert phase(endpoint) is Phase.PAUSING
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.PAUSED
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    assert neighbours.closed == [deployment_of(endpoint).id]
+    assert Pool.objects.get(id=harbour.pool.id).reserved == 0
+    endpoint_resume(endpoint=endpoint, actor="test")
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to", "from"]
+    assert len({fact["pod_uid"] for fact in events(endpoint)}) == 2
+
+
+def test_a_resume_during_the_pause_keeps_its_money(harbour, tenant, neighbours, monkeypatch):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    endpoint_pause(endpoint=endpoint, actor="test")
+    reconcile(endpoint.id)
+    harbour.cluster.step()
+    harbour.look()
+    load = run.load
+
+    def resume_behind_its_back(endpoint_id):
+        loaded = load(endpoint_id)
+        monkeypatch.setattr(run, "load", load)
+        endpoint_resume(endpoint=endpoint, actor="test")
+        return loaded
+
+    monkeypatch.setattr(run, "load", resume_behind_its_back)
+    reconcile(endpoint.id)
+    assert neighbours.closed == []
+    assert deployment_of(endpoint).held
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_a_pod_that_vanishes_is_billed_to_its_last_sight_and_replaced(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    harbour.look()
+    last_sight = ClusterListing.objects.get(cluster=harbour.pool.cluster).listed_at
+    harbour.cluster.kill_pods()
+    harbour.look()
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    assert events(endpoint)[-1]["at"] == last_sight.isoformat()
+    reconcile(endpoint.id)
+    assert phase(endpoint) is Phase.DEGRADED
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to", "from"]
+
+
+def test_a_living_replica_is_proven_once_per_slot(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    Replica.objects.update(alive_at=database_now() - timedelta(minutes=6))
+    for _ in range(3):
+        harbour.look()
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "alive"]
+
+
+def test_a_full_pool_makes_the_next_endpoint_wait_until_room_appears(harbour, tenant):
+    Pool.objects.filter(id=harbour.pool.id).update(capacity=1)
+    first, second = create(tenant), create(tenant, name="second")
+    harbour.settle(first)
+    harbour.settle(second)
+    assert (phase(first), phase(second)) == (Phase.RUNNING, Phase.WAITING_CAPACITY)
+    assert "0 accelerators free and 1 more are needed" in condition(second, "CapacityReserved")["message"]
+    endpoint_delete(endpoint=first, actor="test")
+    harbour.settle(first)
+    harbour.settle(second)
+    assert phase(second) is Phase.RUNNING
+
+
+def test_the_pools_count_is_the_sum_of_its_deployments(harbour, tenant):
+    endpoints = [create(tenant, name=f"e{number}", replicas=number) for number in (1, 2, 4)]
+    for endpoint in endpoints:
+        harbour.settle(endpoint)
+    endpoint_scale(endpoint=endpoints[1], actor="test", replicas=1)
+    for endpoint in endpoints:
+        harbour.settle(endpoint)
+    total = Deployment.objects.filter(pool=harbour.pool).aggregate(total=Sum("reserved"))["total"]
+    assert Pool.objects.get(id=harbour.pool.id).reserved == total == 6
+    assert phase(endpoints[1]) is Phase.RUNNING
+
+
+def test_scaling_to_zero_keeps_the_endpoint_and_waking_says_so(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    endpoint_scale(endpoint=endpoint, actor="test", replicas=0)
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.SCALED_TO_ZERO
+    endpoint_scale(endpoint=endpoint, actor="test", replicas=1)
+    reconcile(endpoint.id)
+    harbour.cluster.step(ready=False)
+    harbour.look()
+    reconcile(endpoint.id)
+    assert phase(endpoint) is Phase.WAKING
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_a_suspended_tenants_engines_end_and_come_back_with_its_standing(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    standing_set(tenant_id=tenant.id, standing=Standing.SUSPENDED, actor="test")
+    assert endpoint.id in set(due())
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.SUSPENDED
+    assert not deployment_of(endpoint).held
+    neighbours.poor = True
+    standing_set(tenant_id=tenant.id, standing=Standing.ACTIVE, actor="test")
+    harbour.settle(endpoint)
+    assert condition(endpoint, "CapacityReserved")["reason"] == "CreditExhausted"
+    neighbours.poor = False
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_drift_is_found_by_a_listing_and_repaired(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    ref = next(ref for ref in harbour.cluster.objects if ref.kind == "Deployment")
+    harbour.cluster.objects[ref]["spec"]["replicas"] = 3
+    harbour.look()
+    assert endpoint.id in set(due())
+    reconcile(endpoint.id)
+    assert harbour.cluster.objects[ref]["spec"]["replicas"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "word", "kind", "reason"),
+    [
+        (Invalid("spec.x is unknown"), Phase.FAILED, "Accepted", perform.MANIFEST_REFUSED),
+        (Quota("exceeded quota"), Phase.WAITING_CAPACITY, "CapacityReserved", "QuotaExceeded"),
+        (Retry(5, "no answer"), Phase.PROVISIONING, "Scheduled", perform.CLUSTER_UNREACHABLE),
+    ],
+)
+def test_what_the_cluster_refuses_is_said_and_tried_again(harbour, tenant, fault, word, kind, reason):
+    endpoint = create(tenant)
+    harbour.cluster.fault = fault
+    reconcile(endpoint.id)
+    assert phase(endpoint) is word
+    assert condition(endpoint, kind)["reason"] == reason
+    assert endpoint.due_at is not None
+    harbour.cluster.fault = None
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_deaf_gateways_delay_the_route_and_nothing_else(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    neighbours.deaf = True
+    reconcile(endpoint.id)
+    assert condition(endpoint, "RouteProgrammed")["status"] == "False"
+    assert harbour.cluster.writes > 0
+    neighbours.deaf = False
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_a_silent_cluster_keeps_its_facts(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    harbour.cluster.is_silent = True
+    sweep()
+    assert phase(endpoint) is Phase.RUNNING
+    assert [fact["event"] for fact in events(endpoint)] == ["from"]
+
+
+def test_older_facts_never_replace_newer_ones(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    record(harbour.pool.cluster, {}, as_of=database_now() - timedelta(minutes=5))
+    assert Replica.objects.get(deployment=deployment_of(endpoint)).state == ReplicaState.SERVING
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_a_lagging_watch_ends_no_pod_that_it_was_not_told_about(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    record(harbour.pool.cluster, {}, as_of=database_now(), only=[deployment_of(endpoint).id], gone=())
+    assert Replica.objects.get(deployment=deployment_of(endpoint)).state == ReplicaState.SERVING
+
+
+def test_pods_that_redis_lost_are_published_by_the_next_sweep(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    neighbours.pods.clear()
+    sweep()
+    assert [pod.state for pod in neighbours.pods[deployment_of(endpoint).id]] == ["serving"]
+
+
+def test_one_broken_endpoint_does_not_stop_the_sweep(harbour, tenant):
+    broken, whole = create(tenant, name="broken"), create(tenant, name="whole")
+    Deployment.objects.filter(endpoint=broken).update(recipe="forgotten")
+    sweep()
+    assert phase(whole) is Phase.PROVISIONING
+    assert phase(broken) is Phase.REQUESTED
