@@ -1,5 +1,6 @@
 """Ingest: what gateways journalled becomes usage on the books, exactly once, whatever it holds."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,11 +68,12 @@ def events_ingest(batch: Sequence[Journalled], *, then: Then | None = None, now:
 
 def record_quarantine(item: Journalled, *, reason: str, event: UsageEvent | None = None) -> None:
     """Set a record aside whole, with the reason, and raise the alarm; a repeat is no second row."""
+    reason = "".join(char if char.isprintable() else "?" for char in reason)
     row = Quarantine(
         tenant_id=event.tenant_id if event else None,
         event_id=event.event_id if event else None,
         reason=reason,
-        payload=dict(item.payload),
+        payload=json.dumps(item.payload),
         gateway_id=item.gateway_id,
         boot_id=item.boot_id,
         journal_seq=item.seq,

@@ -1,5 +1,6 @@
 """Dedicated time: billing's copy of the facts, hour slices on the books, the next hour's money ahead."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
@@ -15,7 +16,7 @@ from billing.models import BillableSpan, Hold, Quarantine, RatedLine, UsageEvent
 from billing.posting import Charge, charges_post, tenant_lock
 from billing.selectors import sheet_for, sheets_of
 from billing.services import accounts_open, deployment_hold_fill, deployment_subject
-from kernel import usage
+from kernel import ids, usage
 from kernel.clock import HOUR, utcnow
 from kernel.pricing import ACCEL_SECOND, Sheet, rate, total
 from tenants import outbox
@@ -46,7 +47,7 @@ def facts_take(*, limit: int = 500) -> int:
             fact = _fact(row.payload)
         except (KeyError, ValueError, TypeError) as error:
             reason = f"no billable fact: {error!r}"
-            Quarantine.objects.create(reason=reason, payload=row.payload)
+            Quarantine.objects.create(reason=reason, payload=json.dumps(row.payload))
             ledger.alarm(key=f"quarantine:{row.dedupe_key}", sentence=f"{row.dedupe_key}: {reason}")
             continue
         with connection.cursor() as cursor:
@@ -164,7 +165,7 @@ class _Rater:
             quoted_pico=total(lines),
             provenance=usage.ENGINE_FINAL,
             finish="slice",
-            endpoint_id=str(span.endpoint_id),
+            endpoint_id=ids.encode(ids.ENDPOINT, span.endpoint_id),
             deployment_id=str(span.deployment_id),
             pod_uid=span.pod_uid,
             accelerator=span.accelerator,

@@ -211,7 +211,7 @@ class Migration(migrations.Migration):
                 ('tenant_id', models.UUIDField(null=True)),
                 ('event_id', models.UUIDField(null=True)),
                 ('reason', models.TextField()),
-                ('payload', models.JSONField()),
+                ('payload', models.TextField()),
                 ('gateway_id', models.TextField(null=True)),
                 ('boot_id', models.UUIDField(null=True)),
                 ('journal_seq', models.BigIntegerField(null=True)),

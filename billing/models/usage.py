@@ -296,7 +296,7 @@ class Quarantine(models.Model):
     tenant_id = models.UUIDField(null=True)
     event_id = models.UUIDField(null=True)
     reason = models.TextField()
-    payload = models.JSONField()
+    payload = models.TextField()  # JSON as text: what jsonb refuses must be kept too
     gateway_id = models.TextField(null=True)  # noqa: DJ001
     boot_id = models.UUIDField(null=True)
     journal_seq = models.BigIntegerField(null=True)

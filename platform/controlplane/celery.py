@@ -23,6 +23,12 @@ app.conf.update(
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
         "global_keyprefix": "celery:",
+        # A hint to a broker that is away must cost its sender next to nothing.
+        "socket_connect_timeout": 1,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
     },
     broker_connection_retry_on_startup=True,
     result_backend=None,

@@ -46,6 +46,7 @@ SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"
+CSRF_FAILURE_VIEW = "controlplane.console.errors.csrf_refused"
 
 DATABASES = {"default": django_config(env("DATABASE_URL", default="postgres://127.0.0.1:5432/moorage"), ROLE, SECRET)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

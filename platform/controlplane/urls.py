@@ -6,3 +6,7 @@ urlpatterns = [
     path("api/v1/", include("controlplane.api.urls")),
     path("", include("controlplane.console.urls")),
 ]
+
+handler403 = "controlplane.console.errors.forbidden"
+handler404 = "controlplane.console.errors.not_found"
+handler500 = "controlplane.console.errors.broken"

@@ -295,8 +295,9 @@ def test_web_reads_its_own_money_and_writes_none(database: None) -> None:
     for table in tables.split():
         with as_role("web"):
             assert one(f"SELECT count(*) FROM {table}") == 0, table
-        with as_role("web", tenant_id=ours.tenant_id), pytest.raises(DatabaseError, match="denied"), transaction.atomic():
-            run(f"INSERT INTO {table} DEFAULT VALUES")
+        with as_role("web", tenant_id=ours.tenant_id):
+            with pytest.raises(DatabaseError, match="denied"), transaction.atomic():
+                run(f"INSERT INTO {table} DEFAULT VALUES")
     with as_role("web", tenant_id=ours.tenant_id):
         assert one("SELECT count(*) FROM usage_event") == 1
         assert one("SELECT count(*) FROM rated_line") == 2

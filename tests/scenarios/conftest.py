@@ -201,7 +201,7 @@ def moorage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moorage]:
         )
         yield installation
     finally:
-        up.send_signal(signal.SIGINT)
+        up.send_signal(signal.SIGTERM)
         up.wait(180)
         log.close()
 

@@ -79,7 +79,8 @@ def test_billed_tokens_are_the_engines_own_and_the_line_is_tokens_times_price(mo
             "SELECT meter, quantity, num_pico, den, amount FROM rated_line WHERE event_id = %s",
             event["event_id"],
         )
-        assert {meter: int(quantity) for meter, quantity, *_ in lines} == event["counts"]
+        counted = {meter: count for meter, count in event["counts"].items() if count}
+        assert {meter: int(quantity) for meter, quantity, *_ in lines} == counted
         assert all(amount * den == quantity * num for _, quantity, num, den, amount in lines)
         assert money.to_string(int(sum(line[4] for line in lines))) == event["amount"]
     moorage.assert_books()

@@ -5,14 +5,17 @@ from django.shortcuts import render
 
 
 def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """403: the role does not allow it."""
     return render(request, "console/403.html", status=403)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """404: absent, or another tenant's."""
     return render(request, "console/404.html", status=404)
 
 
 def broken(request: HttpRequest) -> HttpResponse:
+    """500: the page depends on nothing that may be broken."""
     return render(request, "console/500.html", status=500)
 
 

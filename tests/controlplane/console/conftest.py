@@ -1,5 +1,6 @@
 """People at the console: signed-in browsers under the web role, each in a tenant of its own."""
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client
 
+from controlplane.console import words
 from inference import hints
 from inference.models import Pool
 from tenants.models import Role, Tenant
@@ -36,6 +38,13 @@ class Person:
     def post(self, path: str, data: dict[str, object] | None = None) -> HttpResponse:
         with as_role("web"):
             return self.browser.post(path, data or {})
+
+
+@pytest.fixture(autouse=True, scope="session")
+def translations() -> None:
+    """The catalogues, compiled as `make` compiles them."""
+    for source in (Path(words.__file__).parent / "locale").rglob("*.po"):
+        subprocess.run(["msgfmt", "-o", source.with_suffix(".mo"), source], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,18 +5,23 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.conf import settings
+from django.db import transaction
 
 from billing.ingest import Journalled, events_ingest
+from billing.invoicing import drafts_update
 from billing.models import LedgerAccount
 from billing.selectors import balance_for, sheet_for
 from billing.services import accounts_open, sheet_publish, topup
+from billing.spans import facts_take, slices_rate
 from controlplane.console.templatetags.console import decimals, headline
+from inference.billable import TOPIC
 from inference.models import Endpoint
 from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.money import PICO
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet, rate, total
 from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
+from tenants.outbox import publish
 from tests.controlplane.console.conftest import Person
 from tests.controlplane.console.markup import Markup
 
@@ -35,7 +40,7 @@ def prices(pool: object) -> None:
         known = sheet_for(sku=sku, region=settings.REGION, currency="USD", tenant_id=None, at=utcnow())
         if known is None:
             start, _end = month_of(utcnow())
-            sheet_publish(sheet=Sheet(sku, settings.REGION, "USD", start, meters), actor="test")
+            sheet_publish(sheet=Sheet(sku, settings.REGION, "USD", start - timedelta(days=31), meters), actor="test")
 
 
 def give(person: Person, amount: int) -> None:
@@ -191,3 +196,45 @@ def test_the_catalogue_shows_prices_per_hour_and_per_million(person, prices):
     assert 'title="0.18 USD"' in page
     assert 'title="0.028 USD"' in page
     assert "Random weights" in page
+
+
+def serve_an_hour(person: Person, endpoint: Endpoint) -> None:
+    """One replica served for an hour that is over: inference's facts, billed as billing bills them."""
+    deployment = endpoint.deployments.get()
+    end = utcnow().replace(microsecond=0)
+    pod_uid = str(uuid4())
+    for event, at in (("from", end - timedelta(hours=1)), ("to", end)):
+        publish(
+            topic=TOPIC,
+            dedupe_key=f"billable:{pod_uid}:{event}",
+            payload={
+                "deployment_id": str(deployment.id),
+                "endpoint_id": str(endpoint.id),
+                "tenant_id": str(person.tenant.id),
+                "pod_uid": pod_uid,
+                "sku": deployment.sku,
+                "region": endpoint.region,
+                "accelerator": "cpu",
+                "accelerator_count": 1,
+                "event": event,
+                "at": at.isoformat(),
+            },
+        )
+    with transaction.atomic():
+        facts_take()
+    slices_rate()
+
+
+def test_a_dedicated_hour_is_on_its_endpoints_usage_and_on_the_draft_invoice(person, prices):
+    give(person, 20 * PICO)
+    deploy(person, replicas="1")
+    endpoint = Endpoint.objects.get(tenant=person.tenant)
+    serve_an_hour(person, endpoint)
+    page = person.get(f"/usage?endpoint={ids.encode(ids.ENDPOINT, endpoint.id)}").content.decode()
+    assert "Accelerator seconds" in page
+    assert 'title="0.18 USD"' in page
+    drafts_update()
+    bill = person.get("/billing").content.decode()
+    assert Markup(bill).faults == []
+    assert DEDICATED in bill
+    assert "Draft</span>" in bill

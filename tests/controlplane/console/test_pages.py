@@ -77,6 +77,12 @@ def test_every_page_speaks_the_language_that_was_chosen(person, pool, path, lang
     assert markup.faults == []
 
 
+@pytest.mark.parametrize(("language", "heading"), [("zh-hans", "概览"), ("ar", "نظرة عامة")])
+def test_the_words_are_those_of_the_language(person, language, heading):
+    person.post("/language", {"language": language, "next": "/"})
+    assert f"<h1>{heading}</h1>" in person.get("/").content.decode()
+
+
 def test_nothing_of_a_signed_in_page_is_kept_by_caches(person, pool):
     assert "no-store" in person.get("/")["Cache-Control"]
 

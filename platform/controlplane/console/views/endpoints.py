@@ -158,7 +158,11 @@ def _back(request: TenantRequest, endpoint_id: str, *, bad: str) -> HttpResponse
 def _deploy_context(request: TenantRequest, form: DeployForm) -> dict[str, Any]:
     wanted = form.wanted()
     quote = offers.quote(request.tenant, **wanted) if wanted["release"] else None
-    body = wanted | {"name": form["name"].value() or "my-endpoint", "rung": str(Rung.DEDICATED)}
+    body = wanted | {
+        "name": form["name"].value() or "my-endpoint",
+        "rung": str(Rung.DEDICATED),
+        "accelerator": wanted["accelerator"] or None,
+    }
     return {"form": form, "quote": quote, "api_calls": [api_calls.endpoint_create(request, body)]}
 
 

@@ -121,7 +121,8 @@ class PlayGround extends HTMLElement {
     } finally {
       answer.classList.remove("caret");
       if (answer.textContent === "") answer.remove();
-      this.turns.push({ role: "assistant", content: answer.dataset.content ?? "" });
+      if (answer.dataset.content) this.turns.push({ role: "assistant", content: answer.dataset.content });
+      else this.turns.pop();
       this.busy(false);
     }
   }

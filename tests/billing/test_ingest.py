@@ -1,0 +1,284 @@
+"""Ingest: exactly once, whatever arrives, in whatever order."""
+
+import json
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import connection
+
+from billing import ingest, posting
+from billing.core import receipts
+from billing.ingest import Journalled, events_ingest
+from billing.models import HoldMove, LedgerTx, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
+from kernel.clock import month_of, utcnow
+from kernel.ids import _layout
+from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
+from tenants.models import Outbox
+from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
+
+# 100 missed tokens at 280,000 and 20 answered at 420,000 pico.
+COST = 100 * 280_000 + 20 * 420_000
+
+
+def reasons(berth: Harbour) -> list[str]:
+    rows = Quarantine.objects.filter(gateway_id=berth.gateway_id).order_by("journal_seq")
+    return [row.reason for row in rows]
+
+
+def test_a_request_becomes_lines_a_draw_two_entries_and_a_leaf(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    event = berth.event()
+    done = berth.ingest(event)
+    assert (done.booked, done.repeated, done.quarantined) == (1, 0, 0)
+    assert berth.posted() == {"prepaid": 10 * UNIT - COST, "revenue": COST}
+    assert berth.held() == {"prepaid": UNIT - COST}
+    lines = RatedLine.objects.filter(event_id=event.event_id).order_by("meter")
+    assert [(line.meter_id, line.quantity, line.amount) for line in lines] == [
+        (IN_MISS, 100, 28_000_000),
+        (OUT, 20, 8_400_000),
+    ]
+    leaf = ReceiptLeaf.objects.get(event_id=event.event_id)
+    body = json.loads(bytes(leaf.body))
+    assert body["lines"] == [["in_miss", "100", "280000", "1", "28000000"], ["out", "20", "420000", "1", "8400000"]]
+    assert body["sheet"] == berth.sheet.sha256().hex()
+    funding = ReceiptLeaf.objects.get(tree=leaf.tree, event=None)
+    assert json.loads(bytes(funding.body))["parts"] == {"prepaid": str(COST)}
+
+
+def test_fault_16_a_thousand_duplicates_have_one_effect(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    record = berth.record(berth.event())
+    first = events_ingest([record] * 500)
+    again = events_ingest([record] * 500)
+    assert (first.booked, first.repeated) == (1, 499)
+    assert (again.booked, again.repeated) == (0, 500)
+    assert berth.posted() == {"prepaid": 10 * UNIT - COST, "revenue": COST}
+    assert ReceiptTree.objects.get(tenant_id=berth.tenant_id).size == 2
+
+
+def test_duplicates_from_many_meters_at_once_have_one_effect(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    records = [berth.record(berth.event()) for _ in range(20)]
+    totals: list[int] = []
+
+    def pull() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET ROLE moorage_system")
+            totals.append(events_ingest(records).booked)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=pull) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(totals) == [0, 0, 0, 0, 0, 20]
+    assert berth.posted()["revenue"] == 20 * COST
+
+
+def test_fault_17_events_in_reverse_order_are_all_booked(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    records = [berth.record(berth.event()) for _ in range(5)]
+    for record in reversed(records):
+        assert events_ingest([record]).booked == 1
+    assert berth.posted()["revenue"] == 5 * COST
+
+
+def test_fault_18_the_same_id_with_another_payload_is_set_aside_and_the_first_stands(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    event = berth.event()
+    berth.ingest(event)
+    done = berth.ingest(replace(event, finish="length"))
+    assert done.quarantined == 1
+    assert reasons(berth) == ["same id, different payload"]
+    assert UsageEvent.objects.get(event_id=event.event_id).finish == "stop"
+    alarm = Outbox.objects.get(dedupe_key=f"quarantine:{berth.gateway_id}/{berth.boot_id}/2")
+    assert "different payload" in alarm.payload["sentence"]
+
+
+def test_a_second_original_of_one_attempt_is_set_aside(database: None) -> None:
+    berth = harbour()
+    event = berth.event()
+    berth.ingest(event)
+    other = berth.event(subject_id=event.subject_id)
+    assert berth.ingest(other).quarantined == 1
+    assert berth.ingest(berth.event(subject_id=event.subject_id, attempt=2)).booked == 1
+    assert "has an original for attempt 1" in reasons(berth)[0]
+
+
+def test_a_repeat_under_another_number_and_a_number_used_twice_are_set_aside(database: None) -> None:
+    berth = harbour()
+    event = berth.event()
+    record = berth.record(event)
+    events_ingest([record])
+    assert berth.ingest(event).quarantined == 1
+    assert events_ingest([Journalled(berth.gateway_id, berth.boot_id, 1, berth.event().to_json())]).quarantined == 1
+    assert reasons(berth) == ["journal number 1 carried another event", "booked under another journal number"]
+
+
+def at(minutes: float) -> UUID:
+    ms = int((utcnow() + timedelta(minutes=minutes)).timestamp() * 1000)
+    return _layout(ms, uuid4().int & (1 << 74) - 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"event_id": at(6)}, "ahead of us"),
+        ({"event_id": at(-36 * 24 * 60)}, "old"),
+        ({"kind": "accel"}, "does not come from a gateway"),
+        ({"provenance": "correction"}, "does not come from a gateway"),
+        ({"ended_at": LONG_AGO}, "ended before"),
+        ({"counts": {"sun": 1}, "quoted_pico": 0}, "unknown meter"),
+        ({"counts": {OUT: -1}}, "impossible count"),
+        ({"counts": {ACCEL_SECOND: 1}, "quoted_pico": 0}, "accelerator time"),
+        ({"quoted_pico": COST + 1}, "the sheet says"),
+        ({"sheet": bytes(32)}, "was not in force"),
+        ({"sku": "none"}, "unrated"),
+        ({"started_at": LONG_AGO - timedelta(days=1)}, "unrated"),
+    ],
+)
+def test_fault_19_and_others_an_impossible_event_is_set_aside_and_counted(
+    database: None, changes: dict[str, object], says: str
+) -> None:
+    berth = harbour()
+    good = berth.event()
+    done = berth.ingest(good, berth.event(**changes))
+    assert (done.booked, done.quarantined) == (1, 1)
+    assert says in reasons(berth)[0]
+    assert berth.posted()["revenue"] == COST
+
+
+def test_records_that_are_no_events_and_unknown_tenants_are_set_aside(database: None) -> None:
+    berth = harbour()
+    stranger = replace(berth.event(), tenant_id=uuid4())
+    records = [berth.record(item) for item in ({"tenant_id": 1}, {}, stranger.to_json(), berth.event().to_json())]
+    done = events_ingest(records)
+    assert (done.booked, done.quarantined) == (1, 3)
+    assert [reason.split(":")[0].split(" 0")[0] for reason in reasons(berth)][:2] == ["malformed", "malformed"]
+    assert "there is no tenant" in reasons(berth)[2]
+
+
+def test_what_the_database_refuses_stops_no_other_event(database: None) -> None:
+    berth = harbour()
+    poisoned = berth.event(finish="\x00")
+    done = berth.ingest(berth.event(), poisoned, berth.event())
+    assert (done.booked, done.quarantined) == (2, 1)
+    assert berth.posted()["revenue"] == 2 * COST
+
+
+def test_usage_without_a_hold_goes_late_available_money_first_then_overrun(database: None) -> None:
+    berth = harbour(money=COST + 5)
+    berth.ingest(berth.event(), berth.event())
+    assert berth.posted() == {"overrun": 5 - COST, "revenue": 2 * COST}
+    tx = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="usage_late")
+    assert Outbox.objects.filter(dedupe_key=f"late:{tx.id}").exists()
+
+
+def test_an_event_that_its_hold_does_not_cover_whole_goes_late_whole(database: None) -> None:
+    berth = harbour(money=2 * COST)
+    berth.hold(COST + 1)
+    first, second = berth.event(), berth.event()
+    berth.ingest(first, second)
+    kinds = LedgerTx.objects.filter(tenant_id=berth.tenant_id, kind__startswith="usage").values_list("kind", flat=True)
+    assert sorted(kinds) == ["usage", "usage_late"]
+    assert berth.posted() == {"prepaid": 1, "revenue": 2 * COST, "overrun": -1}
+    assert berth.held() == {"prepaid": 1}
+
+
+def test_a_draw_passes_from_promotional_credit_to_own_money_within_one_event(database: None) -> None:
+    from billing import services
+
+    berth = harbour(money=COST)
+    services.promo_grant(tenant_id=berth.tenant_id, currency="USD", amount_pico=7, idem_key="p", actor="t")
+    berth.hold(COST + 7)
+    berth.ingest(berth.event())
+    assert berth.posted() == {"prepaid": 7, "revenue": COST}
+    assert HoldMove.objects.filter(hold__account__tenant_id=berth.tenant_id, kind="draw").count() == 2
+
+
+def test_another_generation_does_not_pay(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT, generation=1)
+    berth.ingest(berth.event(generation=2))
+    assert berth.held() == {"prepaid": UNIT}
+    assert LedgerTx.objects.filter(tenant_id=berth.tenant_id, kind="usage_late").count() == 1
+
+
+def test_free_usage_leaves_lines_and_a_leaf_and_no_transaction(database: None) -> None:
+    berth = harbour(money=0, prices={IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0)})
+    event = berth.event()
+    assert berth.ingest(event).booked == 1
+    assert berth.posted() == {}
+    assert RatedLine.objects.filter(event_id=event.event_id, tx=None).count() == 2
+    assert ReceiptLeaf.objects.filter(event_id=event.event_id).exists()
+
+
+def test_fault_21_each_event_pays_the_price_at_its_admission(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    change = utcnow() - timedelta(minutes=1)
+    own = Sheet(berth.sku, REGION, "USD", change, {IN_MISS: Rate(1), OUT: Rate(1)}, str(berth.tenant_id))
+    from billing import services
+
+    services.sheet_publish(sheet=own, actor="t")
+    before = berth.event(started_at=change - timedelta(microseconds=1))
+    after = berth.event(started_at=change, sheet=own.sha256(), quoted_pico=120)
+    wrong = berth.event(started_at=change)
+    done = berth.ingest(before, after, wrong)
+    assert (done.booked, done.quarantined) == (2, 1)
+    assert berth.posted()["revenue"] == COST + 120
+
+
+@pytest.mark.parametrize("step", ["charges_post", "_leaves_write", "insert_rows", "entries_write"])
+def test_fault_4_a_crash_anywhere_in_a_batch_leaves_nothing_and_a_second_pull_books_it(
+    database: None, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    records = [berth.record(berth.event()) for _ in range(3)]
+    moved: list[int] = []
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    owner = ingest if step == "charges_post" else posting.ledger if step == "entries_write" else posting
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, die)
+        with pytest.raises(Killed):
+            events_ingest(records, then=lambda: moved.append(1))
+    assert berth.posted() == {"prepaid": 10 * UNIT}
+    assert moved == []
+    assert events_ingest(records, then=lambda: moved.append(1)).booked == 3
+    assert moved == [1]
+
+
+def test_a_new_months_tree_starts_with_the_head_of_the_one_before(
+    database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    berth = harbour()
+    start, end = month_of(utcnow())
+    with monkeypatch.context() as patch:
+        patch.setattr(posting, "utcnow", lambda: start - timedelta(days=3))
+        berth.ingest(berth.event())
+    berth.ingest(berth.event())
+    old, new = ReceiptTree.objects.filter(tenant_id=berth.tenant_id).order_by("period_start")
+    carry = json.loads(bytes(ReceiptLeaf.objects.get(tree=new, idx=0).body))
+    hashes = [bytes(leaf.hash) for leaf in ReceiptLeaf.objects.filter(tree=old).order_by("idx")]
+    assert carry["size"] == str(old.size) == "2"
+    assert carry["root"] == receipts.root_of(hashes).hex()
+    assert new.size == 3
+    assert end > start

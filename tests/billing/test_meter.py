@@ -1,0 +1,218 @@
+"""The meter pulls journals over HTTP: positions, acknowledgements, gaps, silence, what gateways report."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.conf import settings
+from django.db import connection
+from urllib3.exceptions import HTTPError
+
+from billing import ledger, meter
+from billing.meter import Gateway, JournalError, gateway_pull
+from billing.models import GatewayJournal
+from kernel.clock import from_ms, to_ms, utcnow
+from tenants.models import Outbox
+from tests.billing.harbour import UNIT, Harbour, harbour
+from tests.services import wait_until
+
+TOKEN = "internal"
+
+
+@dataclass
+class Journal:
+    """What a gateway's internal listener answers, and what it was asked."""
+
+    berth: Harbour
+    events: list[dict[str, Any]] = field(default_factory=list)
+    closed: bool = False
+    run_id: str | None = "run-1"
+    low_ms: int = field(default_factory=lambda: to_ms(utcnow()))
+    freed: int = 0
+    status: int = 200
+    first_seq: int = 1
+
+    def add(self, count: int = 1) -> None:
+        self.events += [self.berth.event().to_json() for _ in range(count)]
+
+    def answer(self, path: str, query: dict[str, list[str]]) -> dict[str, Any]:
+        boot = str(self.berth.boot_id)
+        if path == "/internal/journal":
+            return {
+                "gateway_id": self.berth.gateway_id,
+                "boots": [{"boot_id": boot, "head": len(self.events), "closed": self.closed}],
+                "boot_id": boot,
+                "run_id": self.run_id,
+                "low": self.low_ms,
+            }
+        assert path == f"/internal/journal/{boot}"
+        first, limit = int(query["from"][0]), int(query["limit"][0])
+        self.freed = first - 1
+        page = self.events[first - 1 : first - 1 + limit]
+        records = [{"seq": seq, "event": event} for seq, event in enumerate(page, first + self.first_seq - 1)]
+        return {"events": records, "head": len(self.events), "closed": self.closed}
+
+
+@pytest.fixture
+def journal(database: None) -> Iterator[tuple[Journal, Gateway]]:
+    """A gateway's internal listener with nothing in its journal yet."""
+    world = Journal(harbour())
+    world.berth.hold(UNIT)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
+            self.send_response(world.status if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps(world.answer(parts.path, parse_qs(parts.query))).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield world, Gateway(f"http://127.0.0.1:{server.server_port}/", TOKEN)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    GatewayJournal.objects.filter(gateway_id=world.berth.gateway_id).delete()
+
+
+def row_of(world: Journal) -> GatewayJournal:
+    return GatewayJournal.objects.get(gateway_id=world.berth.gateway_id, boot_id=world.berth.boot_id)
+
+
+def test_everything_is_booked_page_by_page_then_acknowledged(
+    journal: tuple[Journal, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, gateway = journal
+    monkeypatch.setattr(meter, "PAGE", 2)
+    world.add(5)
+    assert gateway_pull(gateway).booked == 5
+    assert world.freed == 5
+    row = row_of(world)
+    assert (row.pulled_seq, row.closed_seq, row.run_id) == (5, None, "run-1")
+    assert row.posted_low_at == from_ms(world.low_ms)
+    world.add(1)
+    world.closed = True
+    assert gateway_pull(gateway).booked == 1
+    assert row_of(world).closed_seq == 6
+    assert gateway_pull(gateway).booked == 0
+
+
+def test_a_boot_is_known_before_it_has_written_anything(journal: tuple[Journal, Gateway]) -> None:
+    world, gateway = journal
+    world.run_id = None
+    gateway_pull(gateway)
+    assert (row_of(world).pulled_seq, row_of(world).run_id) == (0, "")
+
+
+def test_fault_4_a_meter_killed_after_the_commit_pulls_on_from_there(
+    journal: tuple[Journal, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, gateway = journal
+    world.add(3)
+
+    class Killed(BaseException):
+        pass
+
+    original = meter.events_ingest
+
+    def killed(*args: Any, **options: Any) -> None:
+        original(*args, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(meter, "events_ingest", killed)
+        with pytest.raises(Killed):
+            gateway_pull(gateway)
+    assert row_of(world).pulled_seq == 3
+    assert row_of(world).posted_low_at is None
+    done = gateway_pull(gateway)
+    assert (done.booked, done.repeated) == (0, 0)
+    assert world.freed == 3
+
+
+def test_a_gap_stops_the_boot_and_nothing_beyond_it_is_booked(journal: tuple[Journal, Gateway]) -> None:
+    world, gateway = journal
+    world.add(2)
+    world.first_seq = 2
+    with pytest.raises(JournalError, match="gap after 0"):
+        gateway_pull(gateway)
+    assert row_of(world).pulled_seq == 0
+
+
+@pytest.mark.parametrize("token", ["wrong"])
+def test_an_answer_that_is_no_journal_is_an_error(journal: tuple[Journal, Gateway], token: str) -> None:
+    _, gateway = journal
+    with pytest.raises(JournalError, match="401"):
+        gateway_pull(Gateway(gateway.url, token))
+    with pytest.raises(HTTPError):
+        gateway_pull(Gateway("http://127.0.0.1:9", TOKEN))
+
+
+def test_a_boot_that_another_meter_pulls_is_left_to_it(journal: tuple[Journal, Gateway]) -> None:
+    world, gateway = journal
+    world.add(1)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        try:
+            with meter.alone("meter", f"{world.berth.gateway_id}/{world.berth.boot_id}") as granted:
+                assert granted
+                inside.set()
+                leave.wait(10)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(10)
+    assert gateway_pull(gateway).booked == 0
+    assert row_of(world).posted_low_at is None
+    leave.set()
+    thread.join()
+    assert gateway_pull(gateway).booked == 1
+
+
+def test_alarms_are_logged_once(database: None, caplog: pytest.LogCaptureFixture) -> None:
+    berth = harbour(money=0)
+    berth.ingest(berth.event())
+    while meter.alarms_log():
+        pass
+    assert f"of {berth.tenant_id} had no hold" in caplog.text
+    assert not Outbox.objects.filter(topic=ledger.ALARM, published_at=None).exists()
+
+
+def test_the_loop_books_from_one_gateway_while_another_is_silent(
+    journal: tuple[Journal, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, gateway = journal
+    world.add(3)
+    monkeypatch.setattr(settings, "GATEWAY_INTERNAL_URLS", ["http://127.0.0.1:9", gateway.url])
+    monkeypatch.setattr(settings, "INTERNAL_TOKEN", TOKEN)
+    stop = threading.Event()
+
+    def loop() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET ROLE moorage_system")
+            meter.run(stop)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        wait_until(lambda: world.freed == 3, "the acknowledgement")
+    finally:
+        stop.set()
+        thread.join()
+    assert world.berth.posted()["revenue"] == sum(int(event["quoted_pico"]) for event in world.events)
