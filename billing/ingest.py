@@ -137,7 +137,8 @@ def _post(items: Sequence[Journalled], now: datetime) -> Ingested:
             result.quarantined += 1
             continue
         try:
-            if known.repeats(event, item.place):
+            payload = event.payload_sha256()
+            if known.repeats(event, payload, item.place):
                 result.repeated += 1
                 continue
             lines = judge.price(event, sheets(event.sku, event.region, event.currency), now=now)
@@ -145,9 +146,9 @@ def _post(items: Sequence[Journalled], now: datetime) -> Ingested:
             record_quarantine(item, reason=str(refusal), event=event)
             result.quarantined += 1
             continue
-        known.add(event, item.place)
+        known.add(event, payload, item.place)
         subject = f"gateway:{event.purse}:{event.region}"
-        charges.append(Charge(event, lines, subject, event.generation or 0, journal=item.place))
+        charges.append(Charge(event, lines, subject, event.generation or 0, payload, journal=item.place))
     if charges:
         first, last = charges[0].journal, charges[-1].journal
         charges_post(tenant_id=tenant_id, currency=currency, charges=charges, source_id=f"{first}-{last}")

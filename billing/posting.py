@@ -42,6 +42,7 @@ class Charge:
     lines: tuple[pricing.RatedLine, ...]
     subject: str
     generation: int | None
+    payload_sha256: bytes
     journal: tuple[str, UUID, int] | None = None
     seconds_before: int = 0
 
@@ -84,7 +85,8 @@ def charges_post(*, tenant_id: UUID, currency: str, charges: Sequence[Charge], s
     accounts = ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
     insert_rows(UsageEvent, [_event_row(charge) for charge in charges])
     draws, late = _plan(charges, ledger.spending(accounts))
-    covered = [charge for charge in charges if charge.cost and charge not in late]
+    late_ids = {charge.event.event_id for charge in late}
+    covered = [charge for charge in charges if charge.cost and charge.event.event_id not in late_ids]
     posted: dict[UUID, UUID] = {}
     funding: list[bytes] = []
     for kind, part in (("usage", covered), ("usage_late", late)):
@@ -227,7 +229,7 @@ def _event_row(charge: Charge) -> dict[str, Any]:
         "quoted_pico": str(event.quoted_pico),
         "provenance": event.provenance,
         "finish": event.finish,
-        "payload_sha256": hex_bytes(event.payload_sha256()),
+        "payload_sha256": hex_bytes(charge.payload_sha256),
         "gateway_id": gateway_id,
         "boot_id": boot_id,
         "journal_seq": seq,

@@ -116,10 +116,10 @@ def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, a
     return None if row is None else sheet_from_body(_json(row[0]))
 
 
-def sheets_of(sku: str, region: str, currency: str) -> list[Sheet]:
-    """Every sheet of one key, of all owners, by the instant from which it holds."""
-    rows = PriceSheet.objects.filter(sku=sku, region=region, currency=currency).order_by("effective_from")
-    return [_sheet(row) for row in rows]
+def sheets_of(sku: str, region: str, currency: str) -> dict[bytes, Sheet]:
+    """Every sheet of one key, of all owners, by the hash that names it."""
+    rows = PriceSheet.objects.filter(sku=sku, region=region, currency=currency)
+    return {bytes(row.sha256): _sheet(row) for row in rows}
 
 
 def sheets_for_projection() -> list[Sheet]:

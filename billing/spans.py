@@ -130,7 +130,7 @@ class _Rater:
     def _changes(self, span: BillableSpan) -> list[datetime]:
         return [
             sheet.effective_from
-            for sheet in sheets_of(span.sku, span.region, self.currency)
+            for sheet in sheets_of(span.sku, span.region, self.currency).values()
             if sheet.tenant_id in {None, str(span.tenant_id)}
         ]
 
@@ -172,7 +172,7 @@ class _Rater:
             accelerator_count=span.accelerator_count,
         )
         subject = deployment_subject(span.deployment_id)
-        return Charge(event, lines, subject, None, seconds_before=before)
+        return Charge(event, lines, subject, None, event.payload_sha256(), seconds_before=before)
 
 
 def _seconds_rated(deployment_id: UUID, num_pico: int, den: int) -> int:

@@ -1,6 +1,6 @@
 """Whether a journalled event may be booked: against itself, the price in force and what is on the books."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -22,20 +22,23 @@ class Refused(ValueError):
     """Why an event cannot be booked: the sentence that stands in quarantine."""
 
 
-def price(event: UsageEvent, sheets: Sequence[pricing.Sheet], *, now: datetime) -> tuple[pricing.RatedLine, ...]:
-    """The rated lines of a request's event. Refused where it is impossible or priced otherwise than here."""
+def price(event: UsageEvent, sheets: Mapping[bytes, pricing.Sheet], *, now: datetime) -> tuple[pricing.RatedLine, ...]:
+    """The rated lines of a request's event, by the sheets of its SKU under their hashes.
+
+    Refused where the event is impossible or was priced otherwise than here.
+    """
     _possible(event, now)
     tenant = str(event.tenant_id)
     try:
         sheet = pricing.in_force(
-            (sheet for sheet in sheets if sheet.tenant_id == tenant),
-            (sheet for sheet in sheets if sheet.tenant_id is None),
+            (sheet for sheet in sheets.values() if sheet.tenant_id == tenant),
+            (sheet for sheet in sheets.values() if sheet.tenant_id is None),
             event.started_at,
         )
         lines = tuple(pricing.rate(sheet, event.counts))
     except pricing.Unrated as error:
         raise Refused(f"unrated: {error}") from error
-    if sheet.sha256() != event.sheet:
+    if sheets.get(event.sheet) is not sheet:
         raise Refused(f"sheet {event.sheet.hex()[:12]} was not in force at {event.started_at.isoformat()}")
     if pricing.total(lines) != event.quoted_pico:
         raise Refused(f"quoted {event.quoted_pico} pico, the sheet says {pricing.total(lines)}")
@@ -69,19 +72,19 @@ class Known:
     attempts: set[tuple[UUID, int]] = field(default_factory=set)
     places: set[Place] = field(default_factory=set)
 
-    def add(self, event: UsageEvent, place: Place) -> None:
+    def add(self, event: UsageEvent, payload: bytes, place: Place) -> None:
         """The event is on the books from here on."""
-        self.events[event.event_id] = (event.payload_sha256(), place)
+        self.events[event.event_id] = (payload, place)
         self.attempts.add((event.subject_id, event.attempt))
         self.places.add(place)
 
-    def repeats(self, event: UsageEvent, place: Place) -> bool:
-        """True for what is booked already. Refused for a contradiction to what is booked."""
+    def repeats(self, event: UsageEvent, payload: bytes, place: Place) -> bool:
+        """True for what is booked already, of that payload hash. Refused for a contradiction to what is booked."""
         booked = self.events.get(event.event_id)
-        if booked == (event.payload_sha256(), place):
+        if booked == (payload, place):
             return True
         if booked is not None:
-            same = booked[0] == event.payload_sha256()
+            same = booked[0] == payload
             raise Refused("booked under another journal number" if same else "same id, different payload")
         if (event.subject_id, event.attempt) in self.attempts:
             raise Refused(f"request {event.subject_id} has an original for attempt {event.attempt}")

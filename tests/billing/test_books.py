@@ -15,7 +15,8 @@ OLD = "now() - interval '1 hour'"
 
 # Each plants one wrong row into a world of good ones; {t} is the tenant, {o} another, {e} an event of {t}.
 PLANTED = {
-    "I1": "DELETE FROM ledger_entry WHERE tx_id = (SELECT id FROM ledger_tx WHERE tenant_id = '{t}' LIMIT 1) AND seq = 1",
+    "I1": "DELETE FROM ledger_entry WHERE seq = 1 AND tx_id = "
+    "(SELECT id FROM ledger_tx WHERE tenant_id = '{t}' LIMIT 1)",
     "I2": "UPDATE ledger_account SET posted = posted + 1 WHERE tenant_id = '{t}' AND kind = 'revenue'",
     "I3": "UPDATE ledger_account SET held = held + 1 WHERE tenant_id = '{t}' AND kind = 'prepaid'",
     "I3b": "DELETE FROM hold_move WHERE kind = 'place' AND hold_id IN "
@@ -40,8 +41,8 @@ PLANTED = {
     "'provenance', 'correction', 'corrects', u.event_id, 'journal_seq', null, 'counts', '{{\"out\": -21}}'::jsonb))).* "
     "FROM usage_event u WHERE event_id = '{e}'",
     "I12": "INSERT INTO usage_event SELECT (jsonb_populate_record(u, jsonb_build_object('event_id', gen_random_uuid(), "
-    "'started_at', u.started_at + interval '1 second'))).* FROM usage_event u WHERE tenant_id = '{t}' AND kind = 'accel' "
-    "LIMIT 1",
+    "'started_at', u.started_at + interval '1 second'))).* FROM usage_event u WHERE tenant_id = '{t}' "
+    "AND kind = 'accel' LIMIT 1",
     "I13": "UPDATE usage_event SET journal_seq = 99 WHERE event_id = '{e}'",
     "I14": "INSERT INTO gateway_journal (gateway_id, boot_id, closed_seq, closed_at) SELECT gateway_id, boot_id, 77, "
     "{old} FROM usage_event WHERE event_id = '{e}'",
@@ -53,12 +54,13 @@ PLANTED = {
     "lines_sha256, corrects) SELECT '{n}', tenant_id, 'credit_note', 'CN', currency, period, 'issued', now(), -100, "
     "sha256('x'), id FROM invoice WHERE id = '{i}'; "
     "INSERT INTO invoice_line (invoice_id, line_no, sku, meter, quantity, amount_pico, amount_minor, credits_line_no) "
-    "SELECT '{n}', 1, sku, meter, -quantity, -amount_pico, -100, line_no FROM invoice_line WHERE invoice_id = '{i}' LIMIT 1",
+    "SELECT '{n}', 1, sku, meter, -quantity, -amount_pico, -100, line_no FROM invoice_line "
+    "WHERE invoice_id = '{i}' LIMIT 1",
     "I20": "UPDATE ledger_tx SET reverses_id = (SELECT id FROM ledger_tx WHERE tenant_id = '{t}' AND kind = 'usage' "
     "LIMIT 1) WHERE tenant_id = '{t}' AND kind = 'topup'",
     "I21": "ALTER TABLE capacity_reservation DROP CONSTRAINT capacity_once; "
-    "INSERT INTO capacity_reservation (id, tenant_id, accelerator_slot, period, status) SELECT gen_random_uuid(), '{t}', "
-    "1, tstzrange(now(), now() + interval '1 hour'), 'held' FROM generate_series(1, 2)",
+    "INSERT INTO capacity_reservation (id, tenant_id, accelerator_slot, period, status) SELECT gen_random_uuid(), "
+    "'{t}', 1, tstzrange(now(), now() + interval '1 hour'), 'held' FROM generate_series(1, 2)",
     "I22": "UPDATE audit_log SET actor = 'nobody' WHERE tenant_id = '{t}'",
     "I23": "INSERT INTO engine_counter_delta (pod_uid, meter, period, tokens) VALUES (gen_random_uuid(), 'prompt', "
     "tstzrange(now() - interval '1 hour', now()), 2001)",
@@ -110,7 +112,8 @@ def test_an_invariant_fires_on_its_violation(
     draft = invoicing.invoice_draft(tenant_id=world.tenant_id, currency="USD", period=month)
     invoice = invoicing.invoice_issue(invoice_id=draft.id, actor="t")
     event = superuser.execute(
-        "SELECT event_id FROM usage_event WHERE tenant_id = %s AND kind = 'tokens' ORDER BY 1 LIMIT 1", [world.tenant_id]
+        "SELECT event_id FROM usage_event WHERE tenant_id = %s AND kind = 'tokens' ORDER BY 1 LIMIT 1",
+        [world.tenant_id],
     ).fetchone()
     assert event is not None
     sql = PLANTED[name].format(t=world.tenant_id, o=harbour().tenant_id, e=event[0], i=invoice.id, n=uuid4(), old=OLD)

@@ -19,7 +19,7 @@ from controlplane.embedded.redis import Redis
 from kernel import wire
 from kernel.clock import utcnow
 from kernel.ids import new_id
-from tests.billing.harbour import UNIT, Harbour, harbour, one, run
+from tests.billing.harbour import Harbour, harbour, one, run
 from tests.services import redis_server, wait_until
 
 
@@ -130,12 +130,9 @@ def test_a_lender_killed_before_or_after_any_step_strands_and_never_doubles(
     returning = step in {"take", "taken"}
     with monkeypatch.context() as patch:
         patch.setattr(Floats, step, killed)
+        patch.setattr(lender, "_idle", lambda *_: returning)
         with pytest.raises(Killed):
-            if returning:
-                patch.setattr(lender, "_idle", lambda *_: True)
-                lender_pass(gateway_redis, region=region)
-            else:
-                lender_pass(gateway_redis, region=region, wants=want(berth, 600))
+            lender_pass(gateway_redis, region=region, wants=[] if returning else want(berth, 600))
     assert free(gateway_redis, berth) <= open_of(berth) <= 1000
     for _ in range(2):
         done = lender_pass(gateway_redis, region=region)
@@ -157,9 +154,7 @@ def test_an_idle_float_comes_back_and_one_in_use_stays(
     assert (free(gateway_redis, berth), open_of(berth)) == (0, 0)
 
 
-def test_money_reserved_meanwhile_is_not_taken_back(
-    database: None, gateway_redis: "redis.Redis", region: str
-) -> None:
+def test_money_reserved_meanwhile_is_not_taken_back(database: None, gateway_redis: "redis.Redis", region: str) -> None:
     berth = harbour(money=1000)
     lender_pass(gateway_redis, region=region, wants=want(berth, 400))
     floats = Floats(gateway_redis, run_id=lender.redis_run_id(gateway_redis), generation=1)
@@ -326,9 +321,7 @@ def test_nothing_is_lent_while_the_clocks_lie_apart(
     assert open_of(berth) == 0
 
 
-def test_a_second_lender_of_a_region_stands_aside(
-    database: None, gateway_redis: "redis.Redis", region: str
-) -> None:
+def test_a_second_lender_of_a_region_stands_aside(database: None, gateway_redis: "redis.Redis", region: str) -> None:
     berth = harbour(money=1000)
     inside, leave = threading.Event(), threading.Event()
 

@@ -1,6 +1,7 @@
 """Dedicated time: figures derived by hand, slices that never overlap, are never skipped, never repeated."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from uuid import UUID, uuid4
 
 import pytest
@@ -23,7 +24,9 @@ def clock(text: str, *, day: int = 0) -> datetime:
     return NOON.replace(hour=int(hour), minute=int(minute), second=0) + timedelta(days=day, seconds=float(second))
 
 
-def fact(berth: Harbour, sheet: Sheet, event: str, at: datetime, *, pod: UUID, deployment: UUID, count: int = 1) -> None:
+def fact(
+    berth: Harbour, sheet: Sheet, event: str, at: datetime, *, pod: UUID, deployment: UUID, count: int = 1
+) -> None:
     outbox.publish(
         topic=spans.TOPIC,
         dedupe_key=f"billable:{pod}:{event}:{at.isoformat()}",
@@ -146,7 +149,7 @@ def test_no_hour_is_skipped_when_the_job_was_down_for_days(database: None) -> No
     assert len(lines) == 48
     assert sum(line[2] for line in lines) == 47 * 3600 + 1800
     events = UsageEvent.objects.filter(subject_id=deployment).order_by("started_at")
-    assert all(a.ended_at == b.started_at for a, b in zip(events, events[1:], strict=False))
+    assert all(a.ended_at == b.started_at for a, b in pairwise(events))
 
 
 def test_without_a_price_it_stops_there_and_says_so_and_goes_on_once_there_is_one(database: None) -> None:

@@ -128,11 +128,11 @@ def ask(page: Page, key: str, endpoint: str, prompt: str) -> None:
 def read_usage(page: Page, endpoint: str) -> None:
     """The metered line arrives some seconds after the answer."""
     page.get_by_role("link", name="Usage").click()
-    table = page.get_by_role("region", name="By day, endpoint and meter")
+    table = page.get_by_role("region", name="By day, endpoint and meter").get_by_role("table")
+    line = table.get_by_role("row").filter(has_text=endpoint).filter(has_text="Answer tokens")
     for _ in range(30):
-        if table.count() and table.get_by_text(endpoint).count():
+        if line.count():
             break
         page.wait_for_timeout(1000)
         page.reload()
-    expect(table.get_by_text(endpoint).first).to_be_visible()
-    expect(table.get_by_text("Answer tokens").first).to_be_visible()
+    expect(line.first).to_be_visible()

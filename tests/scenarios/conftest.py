@@ -59,6 +59,13 @@ class Moorage:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello harbour"}], "max_tokens": 8}
         return self.infer("/v1/chat/completions", body | more, key=key)
 
+    def serves(self, model: str) -> bool:
+        """Whether a completion succeeds now."""
+        try:
+            return self.chat(model).status == 200
+        except urllib3.exceptions.HTTPError:
+            return False
+
     def _send(self, method: str, url: str, body: Any, key: str, headers: dict[str, str]) -> Answer:
         raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         response = self.http.request(
@@ -209,5 +216,5 @@ def moorage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moorage]:
 @pytest.fixture(scope="session")
 def shared(moorage: Moorage) -> str:
     """The operator's shared endpoint, once its engine serves: what clients put in `model`."""
-    wait_until(lambda: moorage.chat("tiny-deepseek").status == 200, "the shared endpoint", ENGINE_WITHIN_S)
+    wait_until(lambda: moorage.serves("tiny-deepseek"), "the shared endpoint", ENGINE_WITHIN_S)
     return "tiny-deepseek"

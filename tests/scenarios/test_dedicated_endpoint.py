@@ -26,7 +26,7 @@ def test_a_person_deploys_talks_and_reads_the_bill_and_pays_for_the_accelerators
     assert event["counts"]["out"] == answer.body["usage"]["completion_tokens"]
 
     deployment = moorage.query(
-        "SELECT id FROM deployment WHERE endpoint_id = (SELECT id FROM endpoint WHERE name = 'browser-walk')"
+        "SELECT d.id FROM deployment d JOIN endpoint e ON e.id = d.endpoint_id WHERE e.name = 'browser-walk'"
     )[0][0]
     served_at = moorage.query("SELECT serving_at FROM replica WHERE deployment_id = %s", deployment)[0][0]
     assert moorage.call("DELETE", f"/endpoints/{endpoint['id']}").status == 202
@@ -35,7 +35,8 @@ def test_a_person_deploys_talks_and_reads_the_bill_and_pays_for_the_accelerators
         deployment,
     )[0][0]
     moorage.until_phase(endpoint["id"], "deleted", 60)
-    lines = "SELECT sum(l.quantity), sum(l.amount) FROM rated_line l JOIN usage_event u USING (event_id) WHERE u.kind = 'accel' AND u.subject_id = %s"
+    lines = """SELECT sum(l.quantity), sum(l.amount) FROM rated_line l JOIN usage_event u USING (event_id)
+               WHERE u.kind = 'accel' AND u.subject_id = %s"""
     seconds = (deleted_at - served_at).total_seconds()
     wait_until(lambda: (moorage.query(lines, deployment)[0][0] or 0) >= int(seconds) - 2, "accelerator seconds", 60)
     billed_s, amount = moorage.query(lines, deployment)[0]
