@@ -32,6 +32,7 @@ from tests.conftest import as_role
 
 PRICE = 420_000
 SOME = st.integers(1, 60)
+LIVES = 40
 
 
 @dataclass
@@ -68,6 +69,7 @@ class FloatLife(RuleBasedStateMachine):
         GatewayJournal.objects.create(gateway_id=self.berth.gateway_id, boot_id=self.berth.boot_id)
         self.top_up(tokens)
         self.lend(tokens)
+        self.admit([(1, 1)])
 
     @rule(tokens=SOME)
     def top_up(self, tokens: int) -> None:
@@ -107,25 +109,29 @@ class FloatLife(RuleBasedStateMachine):
             except Killed:
                 return
 
-    @rule(max_tokens=SOME, used=SOME)
-    def admit(self, max_tokens: int, used: int) -> None:
-        generation = self.redis.hget(self.float, "gen")
-        amount = max_tokens * PRICE
-        if generation is None:
-            return
-        if int(self.redis.hincrby(self.float, "free", -amount)) < 0:
-            self.redis.hincrby(self.float, "free", amount)
-            return
-        event = self.berth.event(counts={OUT: min(used, max_tokens)}, generation=int(generation))
-        self.running.append(Open(event, amount, utcnow()))
+    @rule(requests=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=5))
+    def admit(self, requests: list[tuple[int, int]]) -> None:
+        """Requests with a limit and a use, while there is a float and money in it."""
+        for max_tokens, used in requests:
+            generation = self.redis.hget(self.float, "gen")
+            amount = max_tokens * PRICE
+            if generation is None:
+                return
+            if int(self.redis.hincrby(self.float, "free", -amount)) < 0:
+                self.redis.hincrby(self.float, "free", amount)
+                continue
+            event = self.berth.event(counts={OUT: min(used, max_tokens)}, generation=int(generation))
+            self.running.append(Open(event, amount, utcnow()))
 
     @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 99))
-    def settle(self, which: int) -> None:
-        done = self.running.pop(which % len(self.running))
-        self.ended.append(done)
-        if self.redis.hget(self.float, "gen") == str(done.event.generation).encode():
-            self.redis.hincrby(self.float, "free", done.reserved - done.event.quoted_pico)
+    @rule(keep=st.integers(0, 2))
+    def settle(self, keep: int) -> None:
+        """All but `keep` requests end."""
+        while len(self.running) > keep:
+            done = self.running.pop()
+            self.ended.append(done)
+            if self.redis.hget(self.float, "gen") == str(done.event.generation).encode():
+                self.redis.hincrby(self.float, "free", done.reserved - done.event.quoted_pico)
 
     @precondition(lambda self: self.ended)
     @rule(repeats=st.integers(1, 3))
@@ -180,7 +186,7 @@ def test_a_random_life_of_a_float_never_overspends(database: None, gateway_redis
     run_state_machine_as_test(
         FloatLife,
         settings=settings(
-            max_examples=60,
+            max_examples=LIVES,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,
@@ -189,4 +195,5 @@ def test_a_random_life_of_a_float_never_overspends(database: None, gateway_redis
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert FloatLife.booked > 100
+    # A machine that books nothing proves nothing: at least every second life gets that far.
+    assert FloatLife.booked >= LIVES // 2

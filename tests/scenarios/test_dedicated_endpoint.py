@@ -1,21 +1,23 @@
 """A dedicated endpoint from the first click to the invoice line, in a real browser and over the API."""
 
-from pathlib import Path
-
 import pytest
 
+from controlplane.embedded.environment import ROOT
 from kernel import money
 from tests.scenarios.browser_walk import Login, walk
 from tests.scenarios.conftest import Moorage
 from tests.services import wait_until
 
+# Kept where a person finds them after the run.
+SCREENSHOTS = ROOT / ".moorage" / "screenshots"
+
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
 
 def test_a_person_deploys_talks_and_reads_the_bill_and_pays_for_the_accelerators_seconds(
-    moorage: Moorage, tmp_path: Path
+    moorage: Moorage,
 ) -> None:
-    walk(moorage.web, Login(moorage.username, moorage.password), tmp_path / "walk", start_timeout_s=600)
+    walk(moorage.web, Login(moorage.username, moorage.password), SCREENSHOTS, start_timeout_s=600)
     endpoint = next(
         item for item in moorage.call("GET", "/endpoints").body["endpoints"] if item["name"] == "browser-walk"
     )
