@@ -106,7 +106,6 @@ class Internal:
             "low": low,
         }
         client.respond(200, orjson.dumps(answer))
-        self._on_meter()
 
     async def _events(self, boot_id: str, query: str, client: Connection) -> None:
         log = self._boots.get(boot_id)
@@ -115,6 +114,9 @@ class Internal:
         first, limit = _whole(query, "from", 1), _whole(query, "limit", 1000)
         if first > log.head + 1:
             raise Problem(INVALID_PARAMETER, f"from is {first}; the journal ends at {log.head}.", param="from")
+        if boot_id == self._boot_id:
+            # The meter asks for a boot only once PostgreSQL knows it: from here on no sealed hold forgets us.
+            self._on_meter()
         log.free_below(first)
         if log.closed and not log.segments:
             del self._boots[boot_id]

@@ -40,7 +40,7 @@ def test_a_person_deploys_talks_and_reads_the_bill_and_pays_for_the_accelerators
     lines = """SELECT sum(l.quantity), sum(l.amount) FROM rated_line l JOIN usage_event u USING (event_id)
                WHERE u.kind = 'accel' AND u.subject_id = %s"""
     seconds = (deleted_at - served_at).total_seconds()
-    wait_until(lambda: (moorage.query(lines, deployment)[0][0] or 0) >= int(seconds) - 2, "accelerator seconds", 60)
+    wait_until(lambda: (moorage.query(lines, deployment)[0][0] or 0) >= int(seconds) - 2, "accelerator seconds", 120)
     billed_s, amount = moorage.query(lines, deployment)[0]
     assert seconds - 2 < billed_s <= seconds
     num, den = moorage.query(

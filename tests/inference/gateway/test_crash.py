@@ -132,7 +132,7 @@ def test_a_boot_admits_only_after_the_meter_has_asked(
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert door.ready().json()["reasons"] == ["the meter has not asked for this boot's journal yet"]
-        door.boots()
+        door.introduce()
         assert door.chat(tenant, route.endpoint_id).status_code == 200
 
 

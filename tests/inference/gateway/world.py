@@ -202,7 +202,7 @@ class Gateway:
             )
         wait_until(self._answers, f"start of the gateway ({self.log})")
         if known:
-            self.boots()
+            self.introduce()
             wait_until(lambda: self.ready().status_code == 200, "readiness")
 
     def _answers(self) -> bool:
@@ -234,6 +234,10 @@ class Gateway:
     def boots(self) -> dict[str, Any]:
         answer: dict[str, Any] = self.inside("GET", "/internal/journal").json()
         return answer
+
+    def introduce(self) -> None:
+        """Ask for the current boot's events, as a meter does whose PostgreSQL knows it: from here on it admits."""
+        self.inside("GET", f"/internal/journal/{self.boots()['boot_id']}")
 
     def pull(self) -> list[UsageEvent]:
         """Everything that the journals hold, as the meter would fetch it: each event once, gap-free."""
