@@ -23,8 +23,9 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
     command = sys.argv[1] if len(sys.argv) > 1 else "help"
     os.environ.setdefault("MOORAGE_ROLE", ROLES.get(command, "system"))
-    from controlplane.embedded import environment
     from django.core.management import execute_from_command_line
+
+    from controlplane.embedded import environment
 
     environment.complete(os.environ, create=command in CREATING)
     execute_from_command_line(sys.argv)

@@ -11,9 +11,7 @@ from tenants.models import Outbox
 
 def publish(*, topic: str, dedupe_key: str, payload: dict[str, Any]) -> None:
     """Write a fact in the caller's transaction; a repeat of its key is no second fact."""
-    Outbox.objects.bulk_create(
-        [Outbox(topic=topic, dedupe_key=dedupe_key, payload=payload)], ignore_conflicts=True
-    )
+    Outbox.objects.bulk_create([Outbox(topic=topic, dedupe_key=dedupe_key, payload=payload)], ignore_conflicts=True)
 
 
 def take(*, topic: str, limit: int = 500) -> list[Outbox]:

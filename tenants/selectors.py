@@ -32,9 +32,7 @@ def key_credential(public_id: str) -> KeyCredential | None:
     if row is None:
         return None
     key_id, tenant_id, secret_hmac, scopes, standing, expires_at, revoked_at = row
-    return KeyCredential(
-        key_id, tenant_id, bytes(secret_hmac), json.loads(scopes), standing, expires_at, revoked_at
-    )
+    return KeyCredential(key_id, tenant_id, bytes(secret_hmac), json.loads(scopes), standing, expires_at, revoked_at)
 
 
 def api_key_list_for(tenant_id: UUID) -> QuerySet[ApiKey]:
@@ -44,17 +42,12 @@ def api_key_list_for(tenant_id: UUID) -> QuerySet[ApiKey]:
 
 def membership_list_for(user_id: int | None) -> list[Membership]:
     """A person's memberships with their tenants, by tenant name."""
-    return list(
-        Membership.objects.filter(user__in=[user_id]).select_related("tenant").order_by("tenant__name", "id")
-    )
+    return list(Membership.objects.filter(user__in=[user_id]).select_related("tenant").order_by("tenant__name", "id"))
 
 
 def quota_limit(tenant_id: UUID, resource: str) -> int:
     """The tenant's limit of a resource; 0 where none was ever set."""
-    return (
-        Quota.objects.filter(tenant_id=tenant_id, resource=resource).values_list("limit", flat=True).first()
-        or 0
-    )
+    return Quota.objects.filter(tenant_id=tenant_id, resource=resource).values_list("limit", flat=True).first() or 0
 
 
 def tenant_get(tenant_id: UUID) -> Tenant:

@@ -28,9 +28,7 @@ def audit_write(*, actor: str, tenant_id: UUID | None, action: str, detail: dict
 
 
 @transaction.atomic
-def tenant_create(
-    *, name: str, currency: str, kind: str = TenantKind.CUSTOMER, actor: str = "operator"
-) -> Tenant:
+def tenant_create(*, name: str, currency: str, kind: str = TenantKind.CUSTOMER, actor: str = "operator") -> Tenant:
     """A tenant with its default quotas."""
     tenant = Tenant.objects.create(name=_name(name), currency=currency, kind=kind)
     Quota.objects.bulk_create(
@@ -45,12 +43,8 @@ def member_add(*, tenant_id: UUID, user: User, role: str, actor: str = "operator
     """Give a user one role in a tenant; a repeat changes the role."""
     if role not in Role.values:
         raise Problem(INVALID_PARAMETER, f"role is one of {', '.join(Role.values)}", param="role")
-    membership, _ = Membership.objects.update_or_create(
-        tenant_id=tenant_id, user=user, defaults={"role": role}
-    )
-    audit_write(
-        actor=actor, tenant_id=tenant_id, action="member.added", detail={"user": user.pk, "role": role}
-    )
+    membership, _ = Membership.objects.update_or_create(tenant_id=tenant_id, user=user, defaults={"role": role})
+    audit_write(actor=actor, tenant_id=tenant_id, action="member.added", detail={"user": user.pk, "role": role})
     return membership
 
 
@@ -60,9 +54,7 @@ def quota_set(*, tenant_id: UUID, resource: str, limit: int, actor: str = "opera
     if resource not in DEFAULT_QUOTAS:
         raise Problem(INVALID_PARAMETER, f"resource is one of {', '.join(DEFAULT_QUOTAS)}", param="resource")
     Quota.objects.update_or_create(tenant_id=tenant_id, resource=resource, defaults={"limit": limit})
-    audit_write(
-        actor=actor, tenant_id=tenant_id, action="quota.set", detail={"resource": resource, "limit": limit}
-    )
+    audit_write(actor=actor, tenant_id=tenant_id, action="quota.set", detail={"resource": resource, "limit": limit})
 
 
 @transaction.atomic
@@ -93,16 +85,12 @@ def api_key_create(
     """
     scopes = scopes if scopes is not None else [Scope.INFERENCE]
     if not scopes or set(scopes) - set(Scope.values):
-        raise Problem(
-            INVALID_PARAMETER, f"scopes are {' and '.join(Scope.values)}, at least one", param="scopes"
-        )
+        raise Problem(INVALID_PARAMETER, f"scopes are {' and '.join(Scope.values)}, at least one", param="scopes")
     for param, value, most in (("rpm", rpm, 1_000_000), ("concurrency", concurrency, 10_000)):
         if not 1 <= value <= most:
             raise Problem(INVALID_PARAMETER, f"{param} is from 1 to {most}", param=param)
     if expires_at is not None and expires_at <= utcnow():
-        raise Problem(
-            INVALID_PARAMETER, "expires_at lies in the past; leave it out for no expiry", param="expires_at"
-        )
+        raise Problem(INVALID_PARAMETER, "expires_at lies in the past; leave it out for no expiry", param="expires_at")
     generated = keys.generate(mode)
     key = ApiKey.objects.create(
         tenant_id=tenant_id,
@@ -115,9 +103,7 @@ def api_key_create(
         concurrency=concurrency,
         expires_at=expires_at,
     )
-    audit_write(
-        actor=actor, tenant_id=tenant_id, action="api_key.created", detail={"public_id": key.public_id}
-    )
+    audit_write(actor=actor, tenant_id=tenant_id, action="api_key.created", detail={"public_id": key.public_id})
     return key, generated.text
 
 
@@ -141,7 +127,5 @@ def api_key_revoke(*, key: ApiKey, actor: str) -> ApiKey:
 def _name(text: str) -> str:
     cleaned = " ".join(text.split())
     if not 1 <= len(cleaned) <= MAX_NAME_LENGTH or not cleaned.isprintable():
-        raise Problem(
-            INVALID_PARAMETER, f"name has 1 to {MAX_NAME_LENGTH} printable characters", param="name"
-        )
+        raise Problem(INVALID_PARAMETER, f"name has 1 to {MAX_NAME_LENGTH} printable characters", param="name")
     return cleaned

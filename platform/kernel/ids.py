@@ -21,9 +21,7 @@ POOL = "pool"
 
 def _layout(unix_ms: int, tail: int) -> UUID:
     """RFC 9562 §5.7: 48 bits of time, version 7, 12 bits, variant, 62 bits; `tail` gives the 74."""
-    return UUID(
-        int=unix_ms << 80 | 0x7 << 76 | (tail >> 62 & 0xFFF) << 64 | 0b10 << 62 | tail & 0x3FFF_FFFF_FFFF_FFFF
-    )
+    return UUID(int=unix_ms << 80 | 0x7 << 76 | (tail >> 62 & 0xFFF) << 64 | 0b10 << 62 | tail & 0x3FFF_FFFF_FFFF_FFFF)
 
 
 def new_id() -> UUID:

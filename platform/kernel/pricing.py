@@ -125,9 +125,7 @@ def rate(sheet: Sheet, counts: Mapping[str, int], *, seconds_before: int = 0) ->
             raise Unrated(f"{sheet.sku} has no rate for {meter}")
         r = sheet.meters[meter]
         before = seconds_before if METERS[meter][1] else 0
-        amount = div_half_even((before + quantity) * r.num_pico, r.den) - div_half_even(
-            before * r.num_pico, r.den
-        )
+        amount = div_half_even((before + quantity) * r.num_pico, r.den) - div_half_even(before * r.num_pico, r.den)
         lines.append(RatedLine(meter, quantity, r.num_pico, r.den, amount))
     return lines
 

@@ -43,9 +43,7 @@ UNSUPPORTED_MEDIA_TYPE = _t("unsupported_media_type", 415, "The content type is 
 IDEMPOTENCY_MISMATCH = _t("idempotency_mismatch", 422, "This key was used with another body")
 NO_POOL_FITS = _t("no_pool_fits", 422, "No pool can run this")
 RATE_LIMITED = _t("rate_limit_exceeded", 429, "Your rate limit is reached", "rate_limit_error")
-CONCURRENCY_LIMITED = _t(
-    "concurrency_limit_exceeded", 429, "Your concurrency limit is reached", "rate_limit_error"
-)
+CONCURRENCY_LIMITED = _t("concurrency_limit_exceeded", 429, "Your concurrency limit is reached", "rate_limit_error")
 QUOTA_EXCEEDED = _t("quota_exceeded", 429, "Your quota is reached", "rate_limit_error")
 HEADERS_TOO_LARGE = _t("headers_too_large", 431, "The request headers are too large")
 RESIDENCY = _t("residency_forbids", 451, "Residency policy forbids this", "permission_error")

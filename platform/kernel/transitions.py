@@ -18,9 +18,7 @@ class Table:
         """The state after `event`. IllegalTransition names what would have been allowed."""
         if (state, event) not in self.moves:
             allowed = sorted(e for s, e in self.moves if s == state)
-            raise IllegalTransition(
-                f"{event} is not allowed in {state}; allowed: {', '.join(allowed) or 'nothing'}"
-            )
+            raise IllegalTransition(f"{event} is not allowed in {state}; allowed: {', '.join(allowed) or 'nothing'}")
         return self.moves[state, event]
 
     def states(self) -> frozenset[str]:

@@ -11,9 +11,7 @@ from kernel import pricing
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet, Unrated
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-TOKENS = Sheet(
-    "m:shared", "local", "USD", START, {IN_HIT: Rate(28_000), IN_MISS: Rate(280_000), OUT: Rate(420_000)}
-)
+TOKENS = Sheet("m:shared", "local", "USD", START, {IN_HIT: Rate(28_000), IN_MISS: Rate(280_000), OUT: Rate(420_000)})
 
 
 def accel(num_pico: int, den: int = 3600) -> Sheet:
