@@ -17,6 +17,11 @@ READY_WITHIN_S = 30.0
 PASSWORD = "tests"
 
 
+def soak(times: int) -> int:
+    """How often a long loop goes round: `times` under `make soak`, a tenth of it in every other run."""
+    return times if os.environ.get("MOORAGE_SOAK") else max(1, times // 10)
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as probe:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID
 
 from django.conf import settings
@@ -13,7 +14,7 @@ from controlplane.api.problems import problem_response
 from kernel import keys
 from kernel.clock import utcnow
 from kernel.problems import INVALID_API_KEY, TENANT_SUSPENDED, UNAUTHENTICATED, Problem
-from tenants.models import Membership, Standing
+from tenants.models import Membership, Standing, Tenant
 from tenants.rls import tenant_scope
 from tenants.selectors import KeyCredential, key_credential, membership_list_for, tenant_get
 
@@ -32,21 +33,30 @@ class Principal:
     scopes: frozenset[str]
 
 
+class ScopedRequest(HttpRequest):
+    """A request as views see it: `tenant` with `membership` (session) or with `principal` (API key), or neither."""
+
+    tenant: Tenant | None
+    membership: Membership | None
+    principal: Principal | None
+
+
 class TenantMiddleware:
-    """Sets request.tenant with request.membership (session) or request.principal (API key)."""
+    """Finds out who asks and runs the view inside their tenant."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
 
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        request.tenant = request.membership = request.principal = None  # type: ignore[attr-defined]
+    def __call__(self, plain: HttpRequest) -> HttpResponseBase:
+        request = cast(ScopedRequest, plain)
+        request.tenant = request.membership = request.principal = None
         if request.path.startswith(API_PREFIX):
             return self._api(request)
         if request.user.is_authenticated:
             return self._session(request)
         return self.get_response(request)
 
-    def _api(self, request: HttpRequest) -> HttpResponseBase:
+    def _api(self, request: ScopedRequest) -> HttpResponseBase:
         try:
             principal = authenticate(request.headers.get("Authorization", ""))
         except Problem as problem:
@@ -54,19 +64,19 @@ class TenantMiddleware:
         if principal is None:
             return self.get_response(request)
         with tenant_scope(principal.tenant_id):
-            request.principal = principal  # type: ignore[attr-defined]
-            request.tenant = tenant_get(principal.tenant_id)  # type: ignore[attr-defined]
+            request.principal = principal
+            request.tenant = tenant_get(principal.tenant_id)
             return _kept_if_good(self.get_response(request))
 
-    def _session(self, request: HttpRequest) -> HttpResponseBase:
+    def _session(self, request: ScopedRequest) -> HttpResponseBase:
         user_id = request.user.pk
         with tenant_scope(None, user_id=user_id):
             membership = _chosen(membership_list_for(user_id), request.session.get(SESSION_TENANT))
         if membership is None:
             return self.get_response(request)
         with tenant_scope(membership.tenant_id, user_id=user_id):
-            request.membership = membership  # type: ignore[attr-defined]
-            request.tenant = membership.tenant  # type: ignore[attr-defined]
+            request.membership = membership
+            request.tenant = membership.tenant
             return _kept_if_good(self.get_response(request))
 
 

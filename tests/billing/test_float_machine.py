@@ -29,10 +29,11 @@ from kernel.problems import Problem
 from kernel.usage import UsageEvent
 from tests.billing.harbour import REGION, harbour, run
 from tests.conftest import as_role
+from tests.services import soak
 
 PRICE = 420_000
 SOME = st.integers(1, 60)
-LIVES = 40
+LIVES = soak(400)
 
 
 @dataclass
@@ -180,6 +181,7 @@ class FloatLife(RuleBasedStateMachine):
         )
 
 
+@pytest.mark.soak
 def test_a_random_life_of_a_float_never_overspends(database: None, gateway_redis: "redis.Redis") -> None:
     FloatLife.redis = gateway_redis
     FloatLife.booked = 0

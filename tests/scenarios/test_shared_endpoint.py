@@ -1,6 +1,7 @@
 """The shared endpoint, billed per token: what the engine counted is what was billed, whatever happened."""
 
 import json
+import random
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import urllib3
 from kernel import money
 from kernel.ids import new_id
 from tests.scenarios.conftest import Moorage
-from tests.services import wait_until
+from tests.services import soak, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -135,23 +136,26 @@ print(1)
     moorage.assert_books()
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(soak(10)))
 @pytest.mark.parametrize("part", ["gateway", "meter", "lender", "worker"])
 def test_kill_9_in_mid_work_loses_nothing_acknowledged_and_charges_nothing_twice(
-    moorage: Moorage, shared: str, part: str
+    moorage: Moorage, shared: str, part: str, seed: int
 ) -> None:
+    chance = random.Random(f"{part} {seed}")
     answered: list[str] = []
 
-    def work(n: int) -> None:
+    def work(max_tokens: int) -> None:
         try:
-            answer = moorage.chat(shared, max_tokens=4 + n % 5)
+            answer = moorage.chat(shared, max_tokens=max_tokens)
         except urllib3.exceptions.HTTPError:
             return
         if answer.status == 200:
             answered.append(answer.headers["x-request-id"])
 
     with ThreadPoolExecutor(6) as pool:
-        jobs = [pool.submit(work, n) for n in range(40)]
-        time.sleep(0.4)
+        jobs = [pool.submit(work, chance.randint(2, 40)) for _ in range(40)]
+        time.sleep(chance.uniform(0.1, 1.0))
         moorage.kill(part)
         for job in jobs:
             job.result()

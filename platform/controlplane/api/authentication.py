@@ -1,12 +1,12 @@
 """DRF's view of the principal that TenantMiddleware found. Cookies mean nothing on API routes."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from controlplane.middleware import Principal
+from controlplane.middleware import Principal, ScopedRequest
 from kernel.problems import FORBIDDEN, Problem
 from tenants.models import Scope
 
@@ -24,8 +24,8 @@ class ApiKeyAuthentication(BaseAuthentication):
     """request.user is the Principal."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None] | None:
-        principal: Principal | None = request._request.principal  # type: ignore[attr-defined]
-        return (principal, None) if principal else None
+        found = cast(ScopedRequest, request._request).principal
+        return (found, None) if found else None
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="moorage"'
