@@ -53,7 +53,6 @@ def test_removals_are_remembered_for_a_while_only(tmp_path, monkeypatch):
             turn.put(thing(f"x{number}"))
             turn.drop(ref(f"x{number}"))
     assert store.since(0) is None
-    assert [change.object["metadata"]["name"] for change in store.since(7)] == ["x4", "x4"][:1] or True
     recent = store.since(8)
     assert [(change.gone, change.version) for change in recent] == [(True, "10")]
 
