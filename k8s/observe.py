@@ -168,10 +168,11 @@ def _pod_reason(pod: Object, container: dict[str, Any], *, lost: bool) -> tuple[
     scheduled: dict[str, Any] = next((c for c in status.get("conditions", []) if c["type"] == "PodScheduled"), {})
     if scheduled.get("status") == "False":
         return UNSCHEDULABLE, _scarcity(scheduled.get("message", ""))
-    return _container_reason(container)
+    since = next((c.get("lastTransitionTime", "") for c in status.get("conditions", []) if c["type"] == "Ready"), "")
+    return _container_reason(container, unready_since=since)
 
 
-def _container_reason(container: dict[str, Any]) -> tuple[str, str]:
+def _container_reason(container: dict[str, Any], *, unready_since: str) -> tuple[str, str]:
     state, restarts = container.get("state", {}), container.get("restartCount", 0)
     ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
     waiting = state.get("waiting", {})
@@ -181,7 +182,7 @@ def _container_reason(container: dict[str, Any]) -> tuple[str, str]:
     if waiting.get("reason") in _START_REASONS:
         return START_FAILED, f"The engine cannot be started: {text}"
     if "running" in state:
-        return _running_reason(container, ended)
+        return _running_reason(container, ended, unready_since)
     if ended and ended.get("reason") == "OOMKilled":
         return OUT_OF_MEMORY, f"The engine ran out of memory and is started again (restart {restarts})."
     if ended:
@@ -189,10 +190,11 @@ def _container_reason(container: dict[str, Any]) -> tuple[str, str]:
     return STARTING, "The replica is being prepared."
 
 
-def _running_reason(container: dict[str, Any], ended: dict[str, Any] | None) -> tuple[str, str]:
+def _running_reason(container: dict[str, Any], ended: dict[str, Any] | None, unready_since: str) -> tuple[str, str]:
+    """An engine that is up but was not ready yet since its start waits for its first check, no more."""
     if container.get("ready"):
         return RUNNING, ""
-    if container.get("started"):
+    if container.get("started") and unready_since > container["state"]["running"].get("startedAt", ""):
         return PROBE_FAILED, "The engine runs but does not answer its health check."
     if ended:
         return STARTING, f"The engine starts again; it ended before: {_ending(ended)}"

@@ -130,7 +130,7 @@ class Agent:
         for deployment in _of_kind(turn, "Deployment"):
             self._roll(turn, deployment)
         self._end_orphans(turn)
-        for pod in _of_kind(turn, "Pod"):
+        for pod in sorted(_of_kind(turn, "Pod"), key=lambda item: item["metadata"]["creationTimestamp"]):
             self._place(turn, pod)
         for deployment in _of_kind(turn, "Deployment"):
             pods = _pods_of(turn, deployment)

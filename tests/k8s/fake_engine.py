@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import time
@@ -24,6 +25,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def server_bind(self):
+        """Without the base class's look-up of its own name, which may wait for a name server."""
+        socketserver.TCPServer.server_bind(self)
 
 
 def say(text):
@@ -50,4 +57,4 @@ if "crash" in FAULT:
     say("cannot load the model")
     sys.exit(FAULT["crash"])
 time.sleep(FAULT.get("load_s", 0))
-http.server.ThreadingHTTPServer((flag("--host"), int(flag("--port"))), Handler).serve_forever()
+Server((flag("--host"), int(flag("--port"))), Handler).serve_forever()

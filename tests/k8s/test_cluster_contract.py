@@ -177,14 +177,16 @@ def test_a_deleted_pod_is_replaced(running):
     assert second.address != first.address
 
 
-def test_a_pod_without_room_waits_for_it_and_names_what_is_short(running):
-    apply(running, replicas=3)
-    [waiting] = until(lambda: [pod for pod in running.pods() if pod.reason == UNSCHEDULABLE])
+def test_a_pod_without_room_names_what_is_short_and_runs_when_there_is_room(running):
+    apply(running, replicas=2)
+    running.ready(2)
+    other = UUID("0193a000-0000-7000-8000-000000000099")
+    apply(running, deployment_id=other)
+    [waiting] = until(lambda: [pod for pod in running.pods(other) if pod.reason == UNSCHEDULABLE])
     assert SLOT in waiting.message
-    until(lambda: running.seen().ready == 2)
-    runs = next(pod for pod in running.pods() if pod.ready)
-    running.cluster.delete([Ref("v1", "Pod", namespace_of(TENANT), runs.name)], grace_s=0)
-    until(lambda: next((pod for pod in running.pods() if pod.uid == waiting.uid), waiting).ready)
+    running.cluster.delete(REFS, grace_s=0)
+    [pod] = running.ready(1, other)
+    assert pod.uid == waiting.uid
 
 
 def test_a_surging_update_keeps_the_old_engine_until_the_new_one_is_ready(running):

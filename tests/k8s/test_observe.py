@@ -25,7 +25,17 @@ def deployment(replicas=1, status=None):
     return {**item, "status": {"observedGeneration": 7} if status is None else status}
 
 
-def pod(name="p1", *, node="n1", ready=False, container=None, spec_hash=None, meta=None, **status):
+def pod(
+    name="p1",
+    *,
+    node="n1",
+    ready=False,
+    container=None,
+    spec_hash=None,
+    meta=None,
+    ready_at="2026-11-24T08:02:00Z",
+    **status,
+):
     template = deployment()["spec"]["template"]
     labels = {**template["metadata"]["labels"]} | ({SPEC_HASH_LABEL: spec_hash} if spec_hash else {})
     conditions = status.pop("conditions", [])
@@ -37,7 +47,7 @@ def pod(name="p1", *, node="n1", ready=False, container=None, spec_hash=None, me
             "phase": "Running",
             "podIP": "10.0.0.7",
             "startTime": "2026-11-24T08:00:00Z",
-            "conditions": [*conditions, {"type": "Ready", "status": str(ready)}],
+            "conditions": [*conditions, {"type": "Ready", "status": str(ready), "lastTransitionTime": ready_at}],
             "containerStatuses": [container] if container else [],
             **status,
         },
@@ -192,3 +202,8 @@ def test_a_shortened_line_and_an_ipv6_address_are_written_properly():
     [first] = o.observe(Snapshot((), (item,), (READY_NODE,), "1"))[UUID(int=5)].pods
     assert first.address == "[fd00::7]:8000"
     assert len(first.message) < 400
+
+
+def test_an_engine_that_just_got_up_is_not_blamed_before_its_first_check():
+    observed = seen(pod(container=running(ready=False), ready_at="2026-11-24T08:01:00Z"))
+    assert observed.reason == o.STARTING

@@ -146,10 +146,10 @@ class World:
 
 
 class Lender:
-    """Answers wants out of one balance, as the real lender does between PostgreSQL and Redis."""
+    """Answers wants out of one balance, as the real lender does between PostgreSQL and Redis; `least` at a time."""
 
-    def __init__(self, world: World, balance: int) -> None:
-        self._world, self.balance = world, balance
+    def __init__(self, world: World, balance: int, *, least: int = 0) -> None:
+        self._world, self.balance, self._least = world, balance, least
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -163,13 +163,12 @@ class Lender:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            text = self._world.redis.lpop(wire.WANT)
-            if text is None:
-                time.sleep(0.002)
+            popped = self._world.redis.blpop([wire.WANT], timeout=0.1)
+            if popped is None:
                 continue
-            want = wire.load_want(text)
+            want = wire.load_want(popped[1])
             name = wire.float_key(want.tenant_id, want.purse, want.currency)
-            amount = min(self.balance, want.amount)
+            amount = min(self.balance, max(want.amount, self._least))
             self.balance -= amount
             with self._world.redis.pipeline() as pipe:
                 pipe.hsetnx(name, "gen", 1)
