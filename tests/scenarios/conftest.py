@@ -14,12 +14,15 @@ import psycopg
 import pytest
 import urllib3
 
+from controlplane.database import django_config
+from controlplane.embedded import environment
 from controlplane.embedded.environment import ROOT
 from kernel.ids import new_id
 from tests.services import free_port, wait_until
 
 ENGINE_WITHIN_S = 600
 READY_WITHIN_S = 120
+STOPPED_WITHIN_S = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Moorage:
 
     state: Path
     environ: dict[str, str]
+    up: list[subprocess.Popen[bytes]]
     web: str
     gateway: str
     key: str
@@ -113,8 +117,6 @@ class Moorage:
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows, read as the auditor."""
-        from controlplane.database import django_config
-
         config = django_config(self.environ["DATABASE_URL"], "auditor", self.environ["MOORAGE_SECRET_KEY"])
         with psycopg.connect(
             host=config["HOST"],
@@ -140,6 +142,21 @@ class Moorage:
         before = self.pid(part)
         os.kill(before, signal.SIGKILL)
         wait_until(lambda: self.pid(part) not in (before, 0), f"a new {part}")
+
+    def restart(self) -> None:
+        """Stop everything, engines last, and start it again."""
+        stop(self.up[0])
+        assert self.engines() == {}
+        self.up[0] = start(self.state, self.environ)
+
+    def engines(self) -> dict[str, int]:
+        """The process that each running pod began with, by pod uid."""
+        found = {}
+        for record in (self.state / "cluster" / "pods").glob("*/process"):
+            pid = int(record.read_text().split("\n")[1].split()[0])
+            if Path(f"/proc/{pid}").exists():
+                found[record.parent.name] = pid
+        return found
 
     def event_of(self, request_id: str) -> dict[str, Any]:
         """The usage event of a gateway request, once it is rated and posted."""
@@ -169,48 +186,57 @@ class Moorage:
         return found[0] if found else {}
 
 
+def start(state: Path, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    """`manage.py up`, once it says that it is ready."""
+    log = state / "up.log"
+    with log.open("wb") as output:
+        up = subprocess.Popen([sys.executable, "manage.py", "up"], cwd=ROOT, env=environ, stdout=output, stderr=output)
+
+    def is_ready() -> bool:
+        assert up.poll() is None, log.read_text()
+        return "Moorage is ready" in log.read_text()
+
+    wait_until(is_ready, "`manage.py up`", READY_WITHIN_S)
+    return up
+
+
+def stop(up: subprocess.Popen[bytes]) -> None:
+    """End it as `make stop` does; engines go last."""
+    up.send_signal(signal.SIGTERM)
+    up.wait(STOPPED_WITHIN_S)
+
+
 @pytest.fixture(scope="session")
 def moorage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moorage]:
-    """`manage.py up` on free ports with a state folder of its own; its shared engine serves."""
+    """An installation on free ports with a state folder of its own."""
     state = tmp_path_factory.mktemp("moorage")
     web, gateway, internal = free_port(), free_port(), free_port()
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MOORAGE_", "DJANGO_"))},
         "MOORAGE_STATE_DIR": str(state),
-        "MOORAGE_WEIGHTS": os.environ.get("MOORAGE_WEIGHTS", str(ROOT / ".moorage" / "weights")),
-        "MOORAGE_ENGINES": os.environ.get("MOORAGE_ENGINES", str(ROOT / ".engines")),
+        "MOORAGE_WEIGHTS": str(ROOT / ".moorage" / "weights"),
+        "MOORAGE_ENGINES": str(ROOT / ".engines"),
         "WEB_LISTEN": f"127.0.0.1:{web}",
         "GATEWAY_LISTEN": f"127.0.0.1:{gateway}",
         "GATEWAY_INTERNAL_LISTEN": f"127.0.0.1:{internal}",
     }
-    log = (state / "up.log").open("wb")
-    up = subprocess.Popen([sys.executable, "manage.py", "up"], cwd=ROOT, env=environ, stdout=log, stderr=log)
-
-    def is_ready() -> bool:
-        assert up.poll() is None, (state / "up.log").read_text()
-        return "Moorage is ready" in (state / "up.log").read_text()
-
+    up = [start(state, environ)]
     try:
-        wait_until(is_ready, "`manage.py up`", READY_WITHIN_S)
         demo = json.loads((state / "demo.json").read_text())
-        from controlplane.embedded import environment
-
         environment.complete(environ, create=False)
-        installation = Moorage(
-            state,
-            environ,
-            f"http://127.0.0.1:{web}",
-            f"http://127.0.0.1:{gateway}",
-            demo["api_key"],
-            demo["username"],
-            demo["password"],
-            urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=120), retries=False, maxsize=256),
+        yield Moorage(
+            state=state,
+            environ=environ,
+            up=up,
+            web=f"http://127.0.0.1:{web}",
+            gateway=f"http://127.0.0.1:{gateway}",
+            key=demo["api_key"],
+            username=demo["username"],
+            password=demo["password"],
+            http=urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=120), retries=False, maxsize=256),
         )
-        yield installation
     finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(180)
-        log.close()
+        stop(up[0])
 
 
 @pytest.fixture(scope="session")
