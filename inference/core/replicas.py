@@ -46,13 +46,17 @@ def follow(
 
     `proof_at` is when the facts before were last true: the last proof of life of a pod that they called
     ready. `stopped_at` is the pause or delete that ends the bill, None while it runs. A replica ends
-    when its pod is gone or on its way out, and then at the earlier of the two.
+    when its pod is gone or on its way out, and then at the earlier of the two; a pod that a stop has just
+    put on its way out is there to prove that it lived until then.
     """
     changes: list[Change] = []
     for life in lives:
         pod = pods.get(life.pod_uid)
         if pod is None or pod.terminating:
-            changes.append(_end(life, proof_at, stopped_at))
+            proof = proof_at
+            if pod is not None and stopped_at is not None and stopped_at <= as_of:
+                proof = max(proof_at, stopped_at)
+            changes.append(_end(life, proof, stopped_at))
         elif life.state is ReplicaState.SERVING:
             change = _go_on(life, pod, as_of=as_of, proof_at=proof_at, stopped=stopped_at is not None)
             if change is not None:

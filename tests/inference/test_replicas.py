@@ -50,6 +50,13 @@ def test_a_pod_on_its_way_out_has_ended():
     assert one(serving(), {UID: pod(UID, terminating=True)})[0].fact == TO
 
 
+def test_a_pod_that_a_stop_puts_on_its_way_out_is_billed_to_the_stop():
+    leaving = {UID: pod(UID, terminating=True)}
+    assert one(serving(), leaving, stopped_s=95)[0].fact_at == at(95)
+    assert one(serving(), leaving, stopped_s=60)[0].fact_at == at(60)
+    assert one(serving(alive_s=30, was_ready=False), leaving, stopped_s=95)[0].fact_at == at(30)
+
+
 def test_a_pod_that_never_served_bills_nothing():
     life = Life(UID, ReplicaState.PROVING, None, None, was_ready=True)
     assert one(life, {}) == [Change(UID, ReplicaState.GONE, None)]
