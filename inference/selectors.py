@@ -144,10 +144,17 @@ def endpoint_view(endpoint: Endpoint) -> EndpointView:
 
 
 def route_list() -> list[wire.RouteRecord]:
-    """The routes of all live endpoints (system role): what the projection rebuilds Redis from."""
+    """The routes of all live endpoints (system role): what the projection rebuilds Redis from.
+
+    An endpoint of a release that this start does not know (another MODEL) has none.
+    """
+    known = list(catalogue().releases)
     return [
         _route(item)
-        for item in _endpoints().select_related("tenant").filter(deletion_requested_at__isnull=True).order_by("id")
+        for item in _endpoints()
+        .select_related("tenant")
+        .filter(deletion_requested_at__isnull=True, release__in=known)
+        .order_by("id")
     ]
 
 

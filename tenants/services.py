@@ -7,9 +7,11 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.db.models import F
 
 from kernel import keys
 from kernel.clock import utcnow
+from kernel.money import MINOR_DIGITS
 from kernel.pricing import canonical
 from kernel.problems import INVALID_PARAMETER, Problem
 from tenants.models import ApiKey, Membership, Quota, Role, Scope, Standing, Tenant, TenantKind
@@ -29,7 +31,9 @@ def audit_write(*, actor: str, tenant_id: UUID | None, action: str, detail: dict
 
 @transaction.atomic
 def tenant_create(*, name: str, currency: str, kind: str = TenantKind.CUSTOMER, actor: str = "operator") -> Tenant:
-    """A tenant with its default quotas."""
+    """A tenant with its default quotas. Problem INVALID_PARAMETER for a name or a currency that we cannot bill."""
+    if currency not in MINOR_DIGITS:
+        raise Problem(INVALID_PARAMETER, f"currency is one of {', '.join(MINOR_DIGITS)}", param="currency")
     tenant = Tenant.objects.create(name=_name(name), currency=currency, kind=kind)
     Quota.objects.bulk_create(
         Quota(tenant=tenant, resource=resource, limit=limit) for resource, limit in DEFAULT_QUOTAS.items()
@@ -63,6 +67,8 @@ def standing_set(*, tenant_id: UUID, standing: str, actor: str) -> None:
     if standing not in Standing.values:
         raise Problem(INVALID_PARAMETER, f"standing is one of {', '.join(Standing.values)}", param="standing")
     Tenant.objects.filter(id=tenant_id).update(standing=standing)
+    # Gateways keep a key's record until its version changes.
+    ApiKey.objects.filter(tenant_id=tenant_id).update(version=F("version") + 1)
     audit_write(actor=actor, tenant_id=tenant_id, action=f"tenant.{standing}", detail={})
 
 

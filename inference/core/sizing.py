@@ -10,7 +10,6 @@ from inference.core.catalogue import Accelerator, Layout, Recipe, Release, varia
 
 GIB = 1 << 30
 DEFAULT_UTILISATION = 0.9
-RECOMMENDED_REQUESTS = 4
 _UTILISATION_FLAG = "--gpu-memory-utilization"
 _HUGE_PARAMS_B = 400
 _SMALL_PARAMS_B = 8.5

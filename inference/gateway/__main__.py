@@ -1,5 +1,6 @@
 """`python -m inference.gateway`: settings from the environment, then serve."""
 
+import gc
 import logging
 import sys
 
@@ -9,9 +10,15 @@ from inference.gateway.app import App, raise_file_limit
 from inference.gateway.config import Config, Misconfigured, from_environment
 from inference.gateway.recovery import InUse
 
+# Requests leave few cycles behind: look for them rarely, and never again at what a start made.
+GC_THRESHOLD = 20_000
+
 
 async def _serve(config: Config) -> None:
-    await App(config).run()
+    app = App(config)
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    await app.run()
 
 
 def main() -> int:

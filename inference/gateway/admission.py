@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from inference.gateway import authn
 from inference.gateway.core.quote import Quote
@@ -39,7 +40,7 @@ _ADMIT = Script(Path(__file__).with_name("admit.lua").read_text())
 _SETTLE = Script(Path(__file__).with_name("settle.lua").read_text())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
     """What wants to be admitted. `key_anew` and `price_at` are asked again where Redis knows better."""
 
@@ -50,7 +51,7 @@ class Ask:
     affordable: Callable[[Quote, int], int]  # (quote, free pico-units) -> max_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grant:
     """An admitted request. `float_name`, `purse` and `generation` are None where nothing was reserved."""
 
@@ -88,7 +89,7 @@ class Admission:
     def __init__(self, redis: Redis, longest_s: float) -> None:
         self._redis = redis
         self._longest_ms = int(longest_s * 1000)
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Future[Any]] = set()
 
     async def admit(self, ask: Ask) -> Grant:
         """A place, and money for the worst case. Problem with the one cause that stood in the way."""
@@ -111,19 +112,31 @@ class Admission:
                 raise _refusal(cause, key)
         raise incomplete()
 
-    def settle(
-        self, *, request_id: str, key_id: str, float_name: str | None, give_back_pico: int
-    ) -> asyncio.Task[None]:
+    def settle(self, *, request_id: str, key_id: str, float_name: str | None, give_back_pico: int) -> None:
         """End a reservation in the background; nothing that happens to the request stops it."""
-        task = asyncio.create_task(self._settle(request_id, key_id, float_name, give_back_pico))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        return task
+        names = [wire.concurrency(key_id)]
+        if float_name is not None:
+            names += (float_name, wire.reservations(float_name))
+        args = (request_id, str(give_back_pico))
+
+        def ended(reply: asyncio.Future[Any]) -> None:
+            self._settling.discard(reply)
+            if reply.exception() is not None:
+                self._keep_settling(names, args)
+
+        try:
+            reply = self._redis.begin(_SETTLE, names, args)
+        except Unreachable:
+            self._keep_settling(names, args)
+        else:
+            self._settling.add(reply)
+            reply.add_done_callback(ended)
 
     async def settled(self, timeout_s: float) -> None:
         """Wait for settlements that are under way."""
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=timeout_s)
+        until = time.monotonic() + timeout_s
+        while self._settling and time.monotonic() < until:
+            await asyncio.wait(self._settling, timeout=until - time.monotonic())
 
     async def _run(self, request_id: str, key: wire.KeyRecord, quote: Quote) -> list[str]:
         floats = [wire.float_key(key.tenant_id, purse, key.currency) for purse in key.purses]
@@ -177,17 +190,19 @@ class Admission:
             await asyncio.sleep(LENDER_POLL_S)
             wish.seen = await self._redis.call(*wish.look)
 
-    async def _settle(self, request_id: str, key_id: str, float_name: str | None, give_back_pico: int) -> None:
-        names = [wire.concurrency(key_id)]
-        if float_name is not None:
-            names += (float_name, wire.reservations(float_name))
+    def _keep_settling(self, names: list[str], args: tuple[str, str]) -> None:
+        task = asyncio.create_task(self._settle(names, args))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, names: list[str], args: tuple[str, str]) -> None:
         for _ in range(SETTLE_TRIES):
             try:
-                await self._redis.script(_SETTLE, names, (request_id, str(give_back_pico)))
+                await self._redis.script(_SETTLE, names, args)
                 return
             except Unreachable:
                 await asyncio.sleep(SETTLE_RETRY_S)
-        log.error("request %s was not settled; its reservation expires", request_id)
+        log.error("request %s was not settled; its reservation expires", args[0])
 
 
 def _grant(request_id: str, key: wire.KeyRecord, quote: Quote, now_ms: str, rest: list[str]) -> Grant:

@@ -9,7 +9,8 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local stamp = string.format('%.0f', now)
 
-if not redis.call('GET', KEYS[1]) or redis.call('GET', KEYS[2]) ~= ARGV[1] then return {'incomplete', stamp} end
+local found = redis.call('MGET', KEYS[1], KEYS[2], KEYS[4])
+if not found[1] or found[2] ~= ARGV[1] then return {'incomplete', stamp} end
 
 local version = redis.call('HGET', KEYS[3], 'v')
 if not version then return {'unknown', stamp} end
@@ -18,10 +19,13 @@ if ARGV[3] ~= 'live' then return {ARGV[3], stamp} end
 if ARGV[4] ~= '' and now >= tonumber(ARGV[4]) then return {'expired', stamp} end
 if now < tonumber(ARGV[5]) or (ARGV[6] ~= '' and now >= tonumber(ARGV[6])) then return {'repriced', stamp} end
 
-local used = tonumber(redis.call('GET', KEYS[4]) or '0')
+local used = tonumber(found[3] or '0')
 if used >= tonumber(ARGV[7]) then return {'rpm', stamp} end
-redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', stamp)
-if redis.call('ZCARD', KEYS[5]) >= tonumber(ARGV[8]) then return {'concurrency', stamp} end
+local open = redis.call('ZCARD', KEYS[5])
+if open >= tonumber(ARGV[8]) then
+  open = open - redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', stamp)
+  if open >= tonumber(ARGV[8]) then return {'concurrency', stamp} end
+end
 
 local expiry = string.format('%.0f', now + tonumber(ARGV[11]))
 local purse, generation = 0, ''
@@ -44,7 +48,10 @@ if ARGV[10] ~= '0' then
 end
 
 redis.call('INCR', KEYS[4])
-redis.call('EXPIRE', KEYS[4], 120)
 redis.call('ZADD', KEYS[5], expiry, ARGV[9])
-redis.call('PEXPIREAT', KEYS[5], expiry)
+-- Both keys outlive what they hold: every minute begins with a counter of 0, and no set lives past its last member.
+if used == 0 then redis.call('EXPIRE', KEYS[4], 120) end
+if used == 0 or open == 0 then
+  redis.call('PEXPIREAT', KEYS[5], string.format('%.0f', now + tonumber(ARGV[11]) + 120000))
+end
 return {'admitted', stamp, tostring(tonumber(ARGV[7]) - used - 1), tostring(purse), generation}

@@ -52,15 +52,11 @@ class BootLog:
         """Up to `limit` CLOSE bodies from number `seq` on, none past `head`, from one segment."""
         for segment in self.segments:
             if segment.first_seq <= seq < segment.next_seq and seq <= self.head:
-                data = segment.path.read_bytes()
+                first = seq - segment.first_seq
                 wanted = min(limit, segment.next_seq - seq, self.head - seq + 1)
-                bodies: list[bytes] = []
-                for record in records.scan(data, segment.offsets[seq - segment.first_seq]):
-                    if record.kind == records.CLOSE:
-                        bodies.append(record.body)
-                        if len(bodies) == wanted:
-                            break
-                return bodies
+                ends = [*segment.offsets[first + 1 : first + wanted + 1], segment.size]
+                data = _part(segment.path, segment.offsets[first], ends[wanted - 1])
+                return [record.body for record in records.scan(data) if record.kind == records.CLOSE][:wanted]
         return []
 
     def free_below(self, seq: int) -> None:
@@ -90,6 +86,11 @@ def load(directory: Path) -> BootLog:
             log.segments.append(segment)
             log.head = segment.next_seq - 1
     return log
+
+
+def _part(path: Path, start: int, end: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), end - start, start)
 
 
 def append_durably(path: Path, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """The one path of a completion: authenticate → admit → route → journal → stream → journal → settle."""
 
 import asyncio
-import hashlib
+import functools
 import hmac
 from datetime import datetime
 
@@ -170,11 +170,11 @@ class Completions:
 
     async def _ask(self, job: Job, pod: wire.PodRecord, relay: Relay) -> End:
         address = Address.parse(pod.address)
-        salt = self._cache_salt(job.grant.key.tenant_id) if job.route.shared else None
+        salt = _cache_salt(self._config.pepper, job.grant.key.tenant_id) if job.route.shared else None
         body = bodies.for_engine(
             job.call, served_name=job.route.served_name, max_tokens=job.size.max_tokens, cache_salt=salt
         )
-        left_s = self._config.longest_s - (asyncio.get_running_loop().time() - job.began)
+        loop = asyncio.get_running_loop()
         with self._router.busy(pod):
             try:
                 connection = await self._pool.connect(address)
@@ -184,25 +184,22 @@ class Completions:
             fresh = connection.fresh
             relay.attach(connection)
             connection.ask(request_bytes(job.path, address, body, job.request_id), relay)
-            try:
-                async with asyncio.timeout(left_s):
-                    end = await relay.end
-            except TimeoutError:
-                relay.stop(End.CUT)
-                end = End.CUT
+            longest = loop.call_at(job.began + self._config.longest_s, relay.stop, End.CUT)
+            end = await relay.end
+            longest.cancel()
         if end is End.FAILED and fresh:
             self._router.failed(pod)
         return end
 
     async def _complete_stream(self, job: Job, relay: StreamRelay, client: Connection) -> None:
         counts, exact = relay.running.counts, relay.running.final is not None
-        await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(exact, counts))
+        cost_pico = await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(exact, counts))
         terminal = b"data: [DONE]\n\n"
         if relay.last is not None and job.call.usage is not Usage.NONE:
             event, parsed = relay.last
-            told = usage.public(parsed["usage"], counts, job.cost(counts), job.grant.key.currency)
+            told = usage.public(parsed["usage"], counts, cost_pico, job.grant.key.currency)
             terminal = usage.replace(event, parsed, told) + terminal
-        client.write(http_head.chunk(terminal)[0] + http_head.LAST_CHUNK)
+        client.write(http_head.chunk(terminal) + http_head.LAST_CHUNK)
         client.finish()
 
     async def _complete_whole(self, job: Job, relay: Relay, client: Connection) -> None:
@@ -237,7 +234,7 @@ class Completions:
         problem = engine_errors.failure(relay.error) if end is End.FAILED else engine_errors.cut()
         await self._close(job, relay, relay.running.counts, finish=finish)
         event = b"data: " + orjson.dumps(problem.as_openai()) + b"\n\n"
-        client.write(http_head.chunk(event)[0] + http_head.LAST_CHUNK)
+        client.write(http_head.chunk(event) + http_head.LAST_CHUNK)
         client.finish()
 
     async def _client_left(self, job: Job, relay: Relay) -> None:
@@ -256,18 +253,31 @@ class Completions:
         finish: str,
         provenance: str = ENGINE_PARTIAL,
         waste: int = 0,
-    ) -> None:
-        """CLOSE, durable; then the settlement is on its way before anything else is written to the client."""
-        event = job.event(counts, finish=finish, provenance=provenance, engine_usage=relay.running.final, waste=waste)
+    ) -> int:
+        """CLOSE, durable; then the settlement is on its way before anything else is written to the client.
+
+        Returns the cost in pico-units.
+        """
+        cost_pico = job.cost(counts)
+        event = job.event(
+            counts,
+            finish=finish,
+            quoted_pico=cost_pico,
+            provenance=provenance,
+            engine_usage=relay.running.final,
+            waste=waste,
+        )
         job.ended = True
         await self._journal.close(event)
-        self._settle(job, cost_pico=event.quoted_pico)
+        self._settle(job, cost_pico=cost_pico)
         self._metrics.add("gateway_requests_total", route=job.path, end=finish)
-        for meter, count in event.counts.items():
+        for meter, count in counts.meters().items():
             self._metrics.add("gateway_tokens_total", count, meter=meter)
-        self._metrics.add("gateway_waste_tokens_total", waste)
+        if waste:
+            self._metrics.add("gateway_waste_tokens_total", waste)
         if provenance == ESTIMATED:
             self._metrics.add("gateway_uncounted_total")
+        return cost_pico
 
     def _abandon(self, job: Job) -> None:
         """Nothing came of it: everything reserved goes back."""
@@ -285,9 +295,11 @@ class Completions:
             give_back_pico=max(0, grant.reserved_pico - cost_pico),
         )
 
-    def _cache_salt(self, tenant_id: str) -> str:
-        """Tenants of a shared engine do not see each other's prefix cache."""
-        return hmac.new(self._config.pepper, tenant_id.encode(), hashlib.sha256).hexdigest()[:32]
+
+@functools.lru_cache(maxsize=4096)
+def _cache_salt(pepper: bytes, tenant_id: str) -> str:
+    """Tenants of a shared engine do not see each other's prefix cache."""
+    return hmac.digest(pepper, tenant_id.encode(), "sha256").hex()[:32]
 
 
 def _provenance(exact: bool, counts: Counts) -> str:

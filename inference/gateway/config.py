@@ -1,5 +1,6 @@
 """Settings of one gateway process, from the environment."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ class Address:
     port: int
 
     @classmethod
+    @functools.lru_cache(maxsize=4096)
     def parse(cls, text: str) -> "Address":
         """`host:port`. ValueError otherwise."""
         host, _, port = text.rpartition(":")

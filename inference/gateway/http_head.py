@@ -10,10 +10,9 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _PRINTABLE = bytes([*range(0x20, 0x7F), *range(0x80, 0x100), 0x09, 0x0D, 0x0A])
 
 
-def chunk(data: bytes) -> tuple[bytes, int]:
-    """`data` as one HTTP chunk, and how many bytes stand before it."""
-    size = b"%x\r\n" % len(data)
-    return size + data + b"\r\n", len(size)
+def chunk(data: bytes) -> bytes:
+    """`data` as one HTTP chunk; two bytes stand behind it."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def response(status: int, headers: Mapping[str, str], length: int | None) -> bytes:

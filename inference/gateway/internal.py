@@ -174,6 +174,10 @@ class _Whole:
         """Sink: the status."""
         self._status = status
 
+    def frame(self, data: bytes) -> bool:
+        """Sink: nothing is passed on unread."""
+        return False
+
     def body(self, data: bytes) -> None:
         """Sink: bytes of the body."""
         self._body += data

@@ -1,12 +1,10 @@
 """One admitted request: what it was promised, and the usage event that it becomes."""
 
 import asyncio
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 from inference.gateway.admission import Grant
 from inference.gateway.core.quote import cost
@@ -14,7 +12,7 @@ from inference.gateway.core.request import Call, Size
 from inference.gateway.core.usage import Counts, Running
 from kernel import wire
 from kernel.ids import new_id
-from kernel.usage import ENGINE_PARTIAL, TOKENS, UsageEvent
+from kernel.usage import ENGINE_PARTIAL, TOKENS
 
 
 @dataclass(slots=True)
@@ -29,7 +27,8 @@ class Job:
     route: wire.RouteRecord
     deployment: wire.DeploymentRoute
     grant: Grant
-    base: UsageEvent
+    base: dict[str, Any]
+    clock: Callable[[], float]
     began: float
     pod: wire.PodRecord | None = None
     attempt: int = 1
@@ -49,9 +48,9 @@ class Job:
         grant: Grant,
     ) -> "Job":
         """A request that was admitted just now."""
-        began = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
         base = _nothing_yet(source, route, deployment, grant)
-        return cls(path, call, size, route, deployment, grant, base, began)
+        return cls(path, call, size, route, deployment, grant, base, clock, clock())
 
     @property
     def request_id(self) -> str:
@@ -73,54 +72,64 @@ class Job:
 
     def now(self) -> datetime:
         """Admission time plus monotonic time since: no clock step bends a duration."""
-        return self.grant.started_at + timedelta(seconds=asyncio.get_running_loop().time() - self.began)
+        return self.grant.started_at + timedelta(seconds=self.clock() - self.began)
 
     def event(
         self,
         counts: Counts,
         *,
         finish: str,
+        quoted_pico: int = 0,
         provenance: str = ENGINE_PARTIAL,
         engine_usage: Mapping[str, Any] | None = None,
         waste: int = 0,
-    ) -> UsageEvent:
-        """The usage event as of now."""
-        return dataclasses.replace(
-            self.base,
-            ended_at=self.now(),
-            counts=counts.meters(),
-            quoted_pico=self.cost(counts),
-            provenance=provenance,
-            finish=finish,
-            attempt=self.attempt,
-            pod_uid=None if self.pod is None else UUID(self.pod.pod_uid),
-            engine_usage=engine_usage,
-            waste=waste,
-        )
+    ) -> dict[str, Any]:
+        """The usage event as of now, in the shape of `UsageEvent.to_json`."""
+        return {
+            **self.base,
+            "ended_at": self.now().isoformat(),
+            "counts": counts.meters(),
+            "quoted_pico": str(quoted_pico),
+            "provenance": provenance,
+            "finish": finish,
+            "attempt": self.attempt,
+            "pod_uid": None if self.pod is None else self.pod.pod_uid,
+            "engine_usage": engine_usage,
+            "waste": waste,
+        }
 
 
-def _nothing_yet(source: str, route: wire.RouteRecord, deployment: wire.DeploymentRoute, grant: Grant) -> UsageEvent:
+def _nothing_yet(
+    source: str, route: wire.RouteRecord, deployment: wire.DeploymentRoute, grant: Grant
+) -> dict[str, Any]:
     """The event of a request that has just been admitted."""
-    return UsageEvent(
-        event_id=new_id(),
-        source=source,
-        tenant_id=UUID(grant.key.tenant_id),
-        subject_id=UUID(grant.request_id),
-        kind=TOKENS,
-        sku=deployment.sku,
-        region=route.region,
-        currency=grant.key.currency,
-        started_at=grant.started_at,
-        ended_at=grant.started_at,
-        counts=Counts().meters(),
-        sheet=grant.quote.sheet_sha256,
-        quoted_pico=0,
-        provenance=ENGINE_PARTIAL,
-        finish="",
-        endpoint_id=route.endpoint_id,
-        deployment_id=deployment.deployment_id,
-        api_key_id=UUID(grant.key.key_id),
-        purse=grant.purse,
-        generation=grant.generation,
-        reserved_pico=grant.reserved_pico,
-    )
+    started_at = grant.started_at.isoformat()
+    return {
+        "event_id": str(new_id()),
+        "source": source,
+        "tenant_id": grant.key.tenant_id,
+        "subject_id": grant.request_id,
+        "kind": TOKENS,
+        "sku": deployment.sku,
+        "region": route.region,
+        "currency": grant.key.currency,
+        "started_at": started_at,
+        "ended_at": started_at,
+        "counts": Counts().meters(),
+        "sheet": grant.quote.sheet_sha256.hex(),
+        "quoted_pico": "0",
+        "provenance": ENGINE_PARTIAL,
+        "finish": "",
+        "endpoint_id": route.endpoint_id,
+        "deployment_id": deployment.deployment_id,
+        "api_key_id": grant.key.key_id,
+        "attempt": 1,
+        "pod_uid": None,
+        "accelerator": None,
+        "accelerator_count": None,
+        "engine_usage": None,
+        "waste": 0,
+        "purse": grant.purse,
+        "generation": grant.generation,
+        "reserved_pico": str(grant.reserved_pico),
+    }

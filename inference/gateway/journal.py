@@ -8,9 +8,10 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,6 @@ import orjson
 
 from inference.gateway.boot_log import SEGMENT_BYTES, BootLog, Segment, sync_directory, write_durably
 from inference.gateway.core import records
-from kernel.usage import UsageEvent
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +31,23 @@ class Failed(RuntimeError):
 
 
 class Journal:
-    """Every method runs on the event loop; only write and fsync run on the journal's one thread."""
+    """Every method runs on the event loop; only write and fsync run on the journal's one thread.
+
+    Events come in the shape of `UsageEvent.to_json`.
+    """
 
     def __init__(self, directory: Path, boot_id: UUID, on_failure: Callable[[OSError], None]) -> None:
         self._on_failure = on_failure
-        self._thread = ThreadPoolExecutor(1, "journal")
+        self._groups: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
+        self._thread: Thread | None = None
         self._log = BootLog(directory / str(boot_id), closed=False)
         self._log.directory.mkdir()
         self._next_seq = 1
         self._buffer: list[tuple[bytes, bool]] = []  # record, whether it is an event
         self._waiting: list[asyncio.Future[None]] = []
-        self._flushing: asyncio.Task[None] | None = None
+        self._writing: tuple[list[asyncio.Future[None]], int] | None = None  # who waits, and the head after it
+        self._idle: asyncio.Future[None] | None = None
+        self._soon: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._live: dict[str, list[bytes]] = {}  # OPEN and last PROGRESS of each open request
         self._fd = -1
@@ -53,10 +59,10 @@ class Journal:
         """The files, for the meter."""
         return self._log
 
-    async def open(self, event: UsageEvent) -> None:
+    async def open(self, event: Mapping[str, Any]) -> None:
         """Durable note that a request goes to an engine; one more for the same request replaces it."""
-        record = records.encode(records.OPEN, orjson.dumps(event.to_json()))
-        self._live[str(event.subject_id)] = [record]
+        record = records.encode(records.OPEN, orjson.dumps(event))
+        self._live[event["subject_id"]] = [record]
         await self._durable(record)
 
     def progress(self, request_id: str, counts: dict[str, int], quoted_pico: int, ended_at: str) -> None:
@@ -68,10 +74,10 @@ class Journal:
         if self._later is None:
             self._later = asyncio.get_running_loop().call_later(PROGRESS_DELAY_S, self._flush)
 
-    async def close(self, event: UsageEvent) -> None:
+    async def close(self, event: Mapping[str, Any]) -> None:
         """Durable end of a request: what the meter will pull, under the next number."""
-        self._live.pop(str(event.subject_id), None)
-        body = orjson.dumps({"seq": self._next_seq, "event": event.to_json()})
+        self._live.pop(event["subject_id"], None)
+        body = orjson.dumps({"seq": self._next_seq, "event": event})
         self._next_seq += 1
         await self._durable(records.encode(records.CLOSE, body), event=True)
 
@@ -87,59 +93,82 @@ class Journal:
 
     async def finish(self) -> None:
         """Write what is left and stop."""
-        while self._buffer or self._flushing:
-            self._flush()
-            if self._flushing:
-                await self._flushing
-        self._thread.shutdown()
+        self._flush()
+        if self._writing:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+        self._groups.put(None)
+        if self._thread is not None:
+            self._thread.join()
         os.close(self._fd)
 
     async def _durable(self, record: bytes, *, event: bool = False) -> None:
         if self._failed:
             raise Failed("the journal has failed")
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = Thread(target=self._write, args=(loop,), name="journal", daemon=True)
+            self._thread.start()
+        waiter: asyncio.Future[None] = loop.create_future()
         self._append(record, event=event)
         self._waiting.append(waiter)
-        self._flush()
+        if self._soon is None and self._writing is None:
+            self._soon = loop.call_soon(self._flush)  # with whatever else this turn of the loop brings
         await waiter
 
     def _append(self, record: bytes, *, event: bool = False) -> None:
         self._buffer.append((record, event))
 
     def _flush(self) -> None:
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        if self._flushing is None and self._buffer and not self._failed:
-            self._flushing = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        buffer, waiting, head = self._buffer, self._waiting, self._next_seq - 1
+        """Hand all that has been appended to the thread, unless it is busy: then it goes with the next group."""
+        for timer in (self._soon, self._later):
+            if timer is not None:
+                timer.cancel()
+        self._soon = self._later = None
+        if self._writing is not None or not self._buffer or self._failed:
+            return
+        buffer, head = self._buffer, self._next_seq - 1
+        self._writing = self._waiting, head
         self._buffer, self._waiting = [], []
-        loop = asyncio.get_running_loop()
         try:
             if self._segment.size >= SEGMENT_BYTES:
                 self._begin_segment(head + 1 - sum(event for _, event in buffer))
-            for record, event in buffer:
-                if event:
-                    self._segment.offsets.append(self._segment.size)
-                self._segment.size += len(record)
-            data = b"".join(record for record, _ in buffer)
-            await loop.run_in_executor(self._thread, write_durably, self._fd, data)
         except OSError as failure:
+            self._written(failure)
+            return
+        for record, event in buffer:
+            if event:
+                self._segment.offsets.append(self._segment.size)
+            self._segment.size += len(record)
+        self._groups.put((self._fd, b"".join([record for record, _ in buffer])))
+
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread: one group after the other, one call back for each."""
+        while (group := self._groups.get()) is not None:
+            failure: OSError | None = None
+            try:
+                write_durably(*group)
+            except OSError as error:
+                failure = error
+            loop.call_soon_threadsafe(self._written, failure)
+
+    def _written(self, failure: OSError | None) -> None:
+        assert self._writing is not None
+        (waiting, head), self._writing = self._writing, None
+        if failure is not None:
             self._fail(failure, waiting)
             return
         self._log.head = head
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
-        self._flushing = None
         if self._waiting or self._later is None:
             self._flush()
+        if self._idle is not None and self._writing is None:
+            self._idle.set_result(None)
 
     def _fail(self, failure: OSError, waiting: list["asyncio.Future[None]"]) -> None:
         self._failed = True
-        self._flushing = None
         for waiter in (*waiting, *self._waiting):
             if not waiter.done():
                 waiter.set_exception(Failed("the journal has failed"))

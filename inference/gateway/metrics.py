@@ -16,19 +16,23 @@ class Metrics:
     """Adds and prints; labels are fixed words, never a client's text."""
 
     def __init__(self) -> None:
-        self._values: Counter[tuple[str, str]] = Counter()
+        self._values: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
 
     def add(self, name: str, amount: int = 1, **labels: str) -> None:
         """Count. `name` is one of the names above."""
-        text = ",".join(f'{label}="{value}"' for label, value in labels.items())
-        self._values[name, f"{{{text}}}" if text else ""] += amount
+        self._values[name, tuple(labels.items())] += amount
 
     def render(self, gauges: dict[str, int]) -> str:
         """The exposition, with the caller's gauges."""
         lines = []
         for name, text in _HELP.items():
             lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
-            lines += [f"{n}{labels} {value}" for (n, labels), value in sorted(self._values.items()) if n == name]
+            lines += [f"{n}{_text(labels)} {value}" for (n, labels), value in sorted(self._values.items()) if n == name]
         for name, value in gauges.items():
             lines += [f"# TYPE {name} gauge", f"{name} {value}"]
         return "\n".join(lines) + "\n"
+
+
+def _text(labels: tuple[tuple[str, str], ...]) -> str:
+    inside = ",".join(f'{label}="{value}"' for label, value in labels)
+    return f"{{{inside}}}" if inside else ""

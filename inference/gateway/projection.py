@@ -3,9 +3,8 @@
 A key record is kept longer: the admission script compares its version on every request.
 """
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import time
 from typing import Any, TypeVar
 
 from inference.gateway.core.quote import Sheets
@@ -25,6 +24,7 @@ class Projection:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._clock = time.monotonic
         self._cache: dict[tuple[str, str], tuple[float, object]] = {}
         self._keys: dict[str, wire.KeyRecord] = {}
 
@@ -54,12 +54,11 @@ class Projection:
 
     async def shared_endpoint(self, name: str) -> str | None:
         """The endpoint behind a public model name, None where there is none."""
-
-        async def read() -> str | None:
+        kept: str | None = self._kept("shared", name)
+        if kept is None:
             endpoint = await self._redis.call("HGET", wire.SHARED, name)
-            return None if endpoint is None else endpoint.decode()
-
-        return await self._fresh("shared", name, read)
+            kept = self._keep("shared", name, None if endpoint is None else endpoint.decode())
+        return kept
 
     async def own_endpoints(self, tenant_id: str) -> list[str]:
         """Ids of a tenant's endpoints, sorted."""
@@ -68,48 +67,44 @@ class Projection:
 
     async def route(self, endpoint_id: str) -> wire.RouteRecord | None:
         """The intent for an endpoint, None where there is none."""
-
-        async def read() -> wire.RouteRecord | None:
+        kept: wire.RouteRecord | None = self._kept("route", endpoint_id)
+        if kept is None:
             text = await self._redis.call("GET", wire.route(endpoint_id))
-            return None if text is None else wire.load_route(text)
-
-        return await self._fresh("route", endpoint_id, read)
+            kept = self._keep("route", endpoint_id, None if text is None else wire.load_route(text))
+        return kept
 
     async def pods(self, deployment_id: str, *, fresh: bool = False) -> list[wire.PodRecord]:
         """The replicas of a deployment in any state; `fresh` reads anew."""
-
-        async def read() -> list[wire.PodRecord]:
+        kept: list[wire.PodRecord] | None = None if fresh else self._kept("pods", deployment_id)
+        if kept is None:
             records = await self._redis.call("HVALS", wire.pods(deployment_id))
-            return [wire.load_pod(record) for record in records]
-
-        if fresh:
-            self._cache.pop(("pods", deployment_id), None)
-        return await self._fresh("pods", deployment_id, read)
+            kept = self._keep("pods", deployment_id, [wire.load_pod(record) for record in records])
+        return kept
 
     async def sheets(self, *, tenant_id: str, sku: str, region: str, currency: str) -> Sheets:
         """The sheets that may price a request."""
         name = wire.sheets(sku, region, currency)
-
-        async def read() -> Sheets:
+        kept: Sheets | None = self._kept(name, tenant_id)
+        if kept is None:
             own, public = await self._redis.call("HMGET", name, tenant_id, "*")
-            return Sheets(_load_sheets(own), _load_sheets(public))
-
-        return await self._fresh(name, tenant_id, read)
+            kept = self._keep(name, tenant_id, Sheets(_load_sheets(own), _load_sheets(public)))
+        return kept
 
     async def complete(self) -> bool:
         """Whether the projection and the lender have filled this Redis."""
         found = await self._redis.call("MGET", wire.EPOCH, wire.FLOAT_RUN)
         return None not in found
 
-    async def _fresh(self, kind: str, name: str, read: Callable[[], Awaitable[T]]) -> T:
-        now = asyncio.get_running_loop().time()
+    def _kept(self, kind: str, name: str) -> Any:
+        """What was read within the last second, or None."""
         kept = self._cache.get((kind, name))
-        if kept is not None and kept[0] > now:
-            return kept[1]  # type: ignore[return-value]  # written below for the same kind
-        _bound(self._cache)
-        value = await read()
-        if value is not None:  # what is created in the next second is found at once
-            self._cache[kind, name] = (now + FRESH_S, value)
+        return kept[1] if kept is not None and kept[0] > self._clock() else None
+
+    def _keep(self, kind: str, name: str, value: T) -> T:
+        """Keep what was read; an absence is not kept, so that what is created next is found at once."""
+        if value is not None:
+            _bound(self._cache)
+            self._cache[kind, name] = (self._clock() + FRESH_S, value)
         return value
 
 

@@ -19,6 +19,7 @@ import hiredis
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
+_WATCH_S = 0.25
 _RECONNECT_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]{40})")
 
@@ -60,35 +61,30 @@ class Redis:
 
     async def call(self, *command: Argument) -> Any:
         """One reply. Unreachable, or hiredis.ReplyError where Redis refuses the command."""
-        return await self._reply(self._send(command))
+        return await self._send(command)
 
     async def pipeline(self, *commands: Sequence[Argument]) -> list[Any]:
         """The replies of commands that are sent together, in order."""
-        replies: list[Any] = await self._reply(asyncio.gather(*[self._send(c) for c in commands]))
+        replies: list[Any] = await asyncio.gather(*[self._send(command) for command in commands])
         return replies
 
     async def script(self, script: Script, keys: Sequence[Argument], args: Sequence[Argument]) -> Any:
         """Run a script by its name, or whole where the server does not have it yet."""
-        tail = (len(keys), *keys, *args)
-        reply = self._send(("EVALSHA", script.sha, *tail))
         try:
-            return await self._reply(reply)
+            return await self.begin(script, keys, args)
         except hiredis.ReplyError as refusal:
             if not str(refusal).startswith("NOSCRIPT"):
                 raise
-            return await self._reply(self._send(("EVAL", script.text, *tail)))
+            return await self._send(("EVAL", script.text, len(keys), *keys, *args))
+
+    def begin(self, script: Script, keys: Sequence[Argument], args: Sequence[Argument]) -> "asyncio.Future[Any]":
+        """Run a script by its name without waiting; the reply may be that the server does not have it."""
+        return self._send(("EVALSHA", script.sha, len(keys), *keys, *args))
 
     def _send(self, command: Sequence[Argument]) -> "asyncio.Future[Any]":
         if self._link is None or self.run_id is None:
             raise Unreachable("Redis is not connected")
         return self._link.send(command)
-
-    async def _reply(self, reply: "asyncio.Future[Any]") -> Any:
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await reply
-        except TimeoutError:
-            raise Unreachable("Redis did not answer in time") from None
 
     async def _keep_connected(self) -> None:
         loop = asyncio.get_running_loop()
@@ -137,12 +133,13 @@ class _Link(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._reader = hiredis.Reader()
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # a reply and until when
         self._unsent: list[bytes] = []
         self.broken = asyncio.Event()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # always TCP
         self.transport = transport
+        self._watch()
 
     def hang_up(self) -> None:
         if hasattr(self, "transport"):
@@ -153,7 +150,7 @@ class _Link(asyncio.Protocol):
         if self.broken.is_set():
             reply.set_exception(Unreachable("the connection to Redis broke"))
             return reply
-        self._waiting.append(reply)
+        self._waiting.append((reply, self._loop.time() + TIMEOUT_S))
         if not self._unsent:
             self._loop.call_soon(self._write)
         packed = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # stub: one word
@@ -168,7 +165,7 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (value := self._reader.gets()) is not False:
-            reply = self._waiting.popleft()
+            reply, _ = self._waiting.popleft()
             if reply.done():
                 continue
             if isinstance(value, hiredis.ReplyError):
@@ -178,7 +175,21 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.broken.set()
-        for reply in self._waiting:
-            if not reply.done():
-                reply.set_exception(Unreachable("the connection to Redis broke"))
+        self._watcher.cancel()
+        for reply, _ in self._waiting:
+            _fail(reply, "the connection to Redis broke")
         self._waiting.clear()
+
+    def _watch(self) -> None:
+        """Give up on replies that are late; their place in the order is kept for when they come."""
+        self._watcher = self._loop.call_later(_WATCH_S, self._watch)
+        now = self._loop.time()
+        for reply, until in self._waiting:
+            if until > now:
+                break
+            _fail(reply, "Redis did not answer in time")
+
+
+def _fail(reply: "asyncio.Future[Any]", why: str) -> None:
+    if not reply.done():
+        reply.set_exception(Unreachable(why))

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from inference.gateway import http_head
-from inference.gateway.core import sse, usage
+from inference.gateway.core import sse, usage, usual
 from inference.gateway.core.delivered import Delivered
 from inference.gateway.core.request import Usage
 from inference.gateway.server import Connection
@@ -67,6 +67,10 @@ class Relay:
         """Sink: the status."""
         self.status = status
 
+    def frame(self, data: bytes) -> bool:
+        """Sink: nothing is passed on unread."""
+        return False
+
     def body(self, data: bytes) -> None:
         """Sink: bytes of an answer that is kept whole."""
         self._bytes += len(data)
@@ -104,17 +108,39 @@ class StreamRelay(Relay):
         progress: Callable[[int], None],
     ) -> None:
         super().__init__(client, running)
-        self._loop = asyncio.get_running_loop()
         self._framer = sse.Framer()
-        self._wants = wants
+        self._strips = wants is not Usage.CONTINUOUS
         self._progress = progress
-        self._progress_at = self._loop.time()
-        self._progress_out = 0
+        self._progress_out, self._progress_next = 0, PROGRESS_TOKENS
+        self._progress_timer: asyncio.TimerHandle | None = None
         self._delivered = Delivered()
+        self._marks = self._delivered.marks
         self._batch: list[tuple[bytes, int]] = []
         self._content = False
         self._finished = self._done = False
         self.last: tuple[bytes, Mapping[str, Any]] | None = None
+
+    def attach(self, connection: EngineConnection) -> None:
+        """As above, and note progress from now on."""
+        super().attach(connection)
+        self._progress_later()
+
+    def frame(self, data: bytes) -> bool:
+        """Sink: one chunk with one usual event goes on as it is, less its usage."""
+        found = usual.read_chunk(data)
+        client = self._client
+        if found is None or not client.started:
+            return False
+        size, event, prompt, text = found.groups()
+        out = int(text)
+        if int(size, 16) != len(data) - len(size) - 4 or not self.running.step(int(prompt), out):
+            return False
+        if self._strips:
+            data = http_head.chunk(event + usual.END)
+        self._marks.append((client.write(data) - 2, out))
+        if client.blocked or len(self._marks) > _MARKS or out >= self._progress_next:
+            self._written()
+        return True
 
     def body(self, data: bytes) -> None:
         """Sink: bytes of events."""
@@ -123,7 +149,8 @@ class StreamRelay(Relay):
             return
         try:
             for event in self._framer.feed(data):
-                self._event(event)
+                if self.error or not self._usual_event(event):
+                    self._event(event)
         except (sse.TooLong, orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
             self.flush()
             self.error = {"message": "The engine's stream could not be read."}
@@ -131,22 +158,19 @@ class StreamRelay(Relay):
 
     def flush(self) -> None:
         """Sink: write what one read brought, as one chunk."""
-        if not self._batch or not self._content:
+        batch = self._batch
+        if not batch or not self._content:
             return
-        if not self._client.started:
-            self._client.start(200, _STREAM_HEADERS, None)
-        framed, lead = http_head.chunk(b"".join([event for event, _ in self._batch]))
-        offset = self._client.offset + lead
-        for event, out in self._batch:
-            offset += len(event)
-            self._delivered.note(offset, out)
+        client = self._client
+        if not client.started:
+            client.start(200, _STREAM_HEADERS, None)
         self._batch = []
-        self._client.write(framed)
-        if self._client.blocked and self._connection is not None:
-            self._connection.pause()
-        if len(self._delivered) > _MARKS:
-            self.delivered()
-        self._note_progress()
+        end = client.write(http_head.chunk(b"".join([event for event, _ in batch]))) - 2
+        offset = end - sum([len(event) for event, _ in batch])
+        for event, out in batch:
+            offset += len(event)
+            self._marks.append((offset, out))
+        self._written()
 
     def ended(self) -> None:
         """Sink: the stream is over; [DONE] alone is no success."""
@@ -162,6 +186,19 @@ class StreamRelay(Relay):
     def delivered(self) -> int:
         """Output tokens that the client's TCP has acknowledged."""
         return self._delivered.acknowledged(self._client.acknowledged())
+
+    def _written(self) -> None:
+        if self._client.blocked and self._connection is not None:
+            self._connection.pause()
+        if len(self._marks) > _MARKS:
+            self.delivered()
+        if self.running.out >= self._progress_next:
+            self._note_progress()
+
+    def _ended(self, end: End) -> None:
+        if self._progress_timer is not None:
+            self._progress_timer.cancel()
+        super()._ended(end)
 
     def _event(self, event: bytes) -> None:
         text = sse.payload(event)
@@ -185,14 +222,28 @@ class StreamRelay(Relay):
         for choice in choices:
             if choice.get("finish_reason"):
                 self.finish, self._finished = choice["finish_reason"], True
-        self._content = self._content or tokens is None or self.running.counts.out > 0 or self._finished
-        if self._wants is not Usage.CONTINUOUS and "usage" in parsed:
+        self._content = self._content or tokens is None or self.running.out > 0 or self._finished
+        if self._strips and "usage" in parsed:
             event = usage.strip(event, parsed)
-        self._batch.append((event, self.running.counts.out))
+        self._batch.append((event, self.running.out))
+
+    def _usual_event(self, event: bytes) -> bool:
+        found = usual.read_event(event)
+        if found is None or not self.running.step(int(found[2]), int(found[3])):
+            return False
+        self._content = True
+        self._batch.append((found[1] + usual.END if self._strips else event, self.running.out))
+        return True
+
+    def _progress_later(self) -> None:
+        self._progress_timer = asyncio.get_running_loop().call_later(PROGRESS_S, self._progress_due)
+
+    def _progress_due(self) -> None:
+        self._progress_later()
+        if self.running.out > self._progress_out:
+            self._note_progress()
 
     def _note_progress(self) -> None:
-        now = self._loop.time()
-        ahead = self.running.counts.out - self._progress_out
-        if ahead >= PROGRESS_TOKENS or (now - self._progress_at >= PROGRESS_S and ahead):
-            self._progress_at, self._progress_out = now, self.running.counts.out
-            self._progress(self.delivered())
+        self._progress_out = self.running.out
+        self._progress_next = self._progress_out + PROGRESS_TOKENS
+        self._progress(self.delivered())

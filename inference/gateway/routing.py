@@ -42,8 +42,9 @@ class Router:
     async def deployment(self, route: wire.RouteRecord) -> wire.DeploymentRoute:
         """One deployment, by weight: among those with a ready replica, if there are any."""
         choices = [d for d in route.deployments if d.weight > 0] or route.deployments
-        if len(choices) > 1:
-            choices = [d for d in choices if await self._ready(d.deployment_id)] or choices
+        if len(choices) == 1:
+            return choices[0]
+        choices = [d for d in choices if await self._ready(d.deployment_id)] or choices
         return random.choices(choices, weights=[max(d.weight, 1) for d in choices])[0]
 
     async def replica(self, deployment_id: str, client: Connection, *, besides: str | None = None) -> wire.PodRecord:
@@ -65,6 +66,8 @@ class Router:
             if client.gone:
                 raise ClientGone
             ready = await self._ready(deployment_id, fresh=True)
+        if len(ready) == 1:
+            return ready[0]
         now = loop.time()
         rested = [pod for pod in ready if self._resting.get(pod.pod_uid, 0) < now]
         others = [pod for pod in rested or ready if pod.pod_uid != besides] or ready

@@ -85,11 +85,12 @@ class Connection(asyncio.Protocol):
         self._acknowledged = 0
         self._stage = _Stage.READ
         self._reader = RequestReader()
+        self._head = b""
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
         self._sent = 0
         self._unflushed = 0
-        self._paused = False
+        self.blocked = False  # bytes wait for the client to read
         self._keep_alive = True
         self._drained: asyncio.Future[None] | None = None
         self.deadline = self._loop.time() + server.config.head_s
@@ -122,12 +123,12 @@ class Connection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.blocked = True
         self._unflushed = self._transport.get_write_buffer_size()
         self.deadline = self._loop.time() + self._server.config.stall_s
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.blocked = False
         self._unflushed = 0
         self.deadline = self._loop.time() + self._server.config.idle_s
         if self._stage is _Stage.ANSWER:
@@ -148,12 +149,7 @@ class Connection(asyncio.Protocol):
     @property
     def offset(self) -> int:
         """Bytes that were handed over for writing since the connection began."""
-        return self._sent + self._pending_bytes
-
-    @property
-    def blocked(self) -> bool:
-        """Whether bytes wait for the client to read."""
-        return self._paused
+        return self._sent + self._pending_bytes + len(self._head)
 
     def acknowledged(self) -> int:
         """Bytes since the connection began that the client's TCP has acknowledged; a lower bound."""
@@ -176,27 +172,33 @@ class Connection(asyncio.Protocol):
         self.finish()
 
     def start(self, status: int, headers: Mapping[str, str], length: int | None) -> None:
-        """Send the head; `length` None is chunked."""
+        """Set the head, which leaves with the first `write`; `length` None is chunked."""
         self.started = True
         if self._server.draining:
             self._keep_alive = False
         closing = {} if self._keep_alive else {"connection": "close"}
-        self.write(http_head.response(status, {**headers, **self.answer_headers, **closing}, length))
+        self._head = http_head.response(status, {**headers, **self.answer_headers, **closing}, length)
 
-    def write(self, data: bytes) -> None:
-        """Send raw bytes, at once or when the client has room."""
-        if self.gone or not data:
-            return
-        for start in range(0, len(data), PIECE_BYTES):
-            piece = data[start : start + PIECE_BYTES]
-            self._pending.append(piece)
-            self._pending_bytes += len(piece)
-        if not self._paused:
-            self._flush()
+    def write(self, data: bytes) -> int:
+        """Send raw bytes, at once or when the client has room. Returns the `offset` behind them."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        if not self._pending and not self.blocked and len(data) <= PIECE_BYTES and not self._transport.is_closing():
+            self._transport.write(data)
+            self._sent += len(data)
+            return self._sent
+        if not self.gone:
+            for start in range(0, len(data), PIECE_BYTES):
+                piece = data[start : start + PIECE_BYTES]
+                self._pending.append(piece)
+                self._pending_bytes += len(piece)
+            if not self.blocked:
+                self._flush()
+        return self.offset
 
     async def drained(self) -> None:
         """Wait until the kernel has everything. ClientGone if the client hangs up first."""
-        while self._pending or self._paused:
+        while self._pending or self.blocked:
             if self.gone:
                 break
             self._drained = self._loop.create_future()
@@ -243,12 +245,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _flush(self) -> None:
-        while self._pending and not self._paused and not self._transport.is_closing():
+        while self._pending and not self.blocked and not self._transport.is_closing():
             piece = self._pending.popleft()
             self._pending_bytes -= len(piece)
             self._sent += len(piece)
             self._transport.write(piece)
-        if not self._pending and not self._paused:
+        if not self._pending and not self.blocked:
             if self._stage is _Stage.LINGER:
                 self._end_our_side()
             self._wake()
@@ -270,7 +272,7 @@ class Connection(asyncio.Protocol):
         """Close without a reset that would destroy the answer: end our side, discard what still arrives."""
         self._stage = _Stage.LINGER
         self.deadline = self._loop.time() + LINGER_S
-        if not self._pending and not self._paused:
+        if not self._pending and not self.blocked:
             self._end_our_side()
 
     def _end_our_side(self) -> None:

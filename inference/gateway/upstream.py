@@ -21,6 +21,9 @@ class Sink(Protocol):
     def head(self, status: int) -> None:
         """The head has been read."""
 
+    def frame(self, data: bytes) -> bool:
+        """One read that begins with a chunk of the body; True where it was just one, and is dealt with."""
+
     def body(self, data: bytes) -> None:
         """A piece of the body."""
 
@@ -42,6 +45,8 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self, release: Callable[["EngineConnection"], None]) -> None:
         self._release = release
         self._sink: Sink | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._between_chunks = False
         self.idle_since = 0.0
         self.fresh = True
         self.dead = False
@@ -52,7 +57,7 @@ class EngineConnection(asyncio.Protocol):
     def ask(self, request: bytes, sink: Sink) -> None:
         """Send one request; its answer goes to `sink`."""
         self._sink = sink
-        self._parser = httptools.HttpResponseParser(self)
+        self._between_chunks = False
         self._transport.write(request)
 
     def usable(self) -> bool:
@@ -79,11 +84,14 @@ class EngineConnection(asyncio.Protocol):
         if self._sink is None:
             self.abort()  # bytes that nobody asked for
             return
+        if self._between_chunks and self._sink.frame(data):
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break()
             return
+        self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
         if self._sink is not None:
             self._sink.flush()
 
@@ -93,6 +101,12 @@ class EngineConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._sink is not None:
             self._sink.head(self._parser.get_status_code())
+
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
 
     def on_body(self, data: bytes) -> None:
         if self._sink is not None:

@@ -47,6 +47,8 @@ def bootstrap(admin_dsn: str, database: str, secret: str) -> None:
         if not exists:
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER moorage_owner").format(sql.Identifier(database)))
     with psycopg.connect(admin_dsn, dbname=database, autocommit=True) as connection:
+        # A temporary table could stand in for a real one where a trigger or function runs as the owner.
+        connection.execute(sql.SQL("REVOKE TEMP ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database)))
         connection.execute("ALTER SCHEMA public OWNER TO moorage_owner")
         connection.execute("GRANT USAGE ON SCHEMA public TO moorage_web, moorage_system, moorage_auditor")
         defaults = "ALTER DEFAULT PRIVILEGES FOR ROLE moorage_owner IN SCHEMA public GRANT"

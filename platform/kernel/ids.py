@@ -16,7 +16,6 @@ KEY = "key"
 TENANT = "ten"
 INVOICE = "inv"
 EVENT = "evt"
-POOL = "pool"
 
 
 def _layout(unix_ms: int, tail: int) -> UUID:

@@ -24,7 +24,7 @@ CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 # Writers queue on one lock until their transaction ends: the chain has no fork.
 AUDIT_APPEND = """
 CREATE FUNCTION audit_append(p_actor text, p_tenant uuid, p_action text, p_detail jsonb) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE l audit_log; n bigint; t timestamptz := clock_timestamp(); BEGIN
   PERFORM pg_advisory_xact_lock(hashtext('audit_log'));
   SELECT * INTO l FROM audit_log ORDER BY seq DESC LIMIT 1;
@@ -42,7 +42,7 @@ CREDENTIAL = """
 CREATE FUNCTION api_key_credential(p_public_id text)
 RETURNS TABLE (id uuid, tenant_id uuid, secret_hmac bytea, scopes jsonb, standing text,
                expires_at timestamptz, revoked_at timestamptz)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
   SELECT k.id, k.tenant_id, k.secret_hmac, k.scopes, t.standing, k.expires_at, k.revoked_at
   FROM api_key k JOIN tenant t ON t.id = k.tenant_id WHERE k.public_id = p_public_id $$;
 REVOKE ALL ON FUNCTION api_key_credential FROM PUBLIC;
@@ -198,7 +198,7 @@ class Migration(migrations.Migration):
         protect("idempotency", web=FULL),
         protect("audit_log", web=READ, system=APPEND),
         append_only("audit_log"),
-        grant("outbox", web="SELECT, INSERT"),
+        grant("outbox"),
         *(grant(table, web=FULL) for table in DJANGO_TABLES),
         migrations.RunSQL(AUDIT_APPEND, migrations.RunSQL.noop),
         migrations.RunSQL(CREDENTIAL, migrations.RunSQL.noop),

@@ -141,3 +141,31 @@ def test_the_schema_lists_every_route(database: None) -> None:
     paths = Client().get("/api/v1/openapi.json").json()["paths"]
     assert "/api/v1/endpoints" in paths
     assert {"get", "delete"} <= set(paths["/api/v1/endpoints/{endpoint_id}"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/endpoints", {"Accept": "text/html"}, 406),
+        ("GET", "/endpoints?format=xml", {}, 404),
+        ("DELETE", "/api-keys/%00", {}, 404),
+        ("GET", "/endpoints/ep_%00", {}, 404),
+        ("GET", "/invoices/inv_x", {}, 404),
+    ],
+)
+def test_odd_requests_get_a_problem_and_not_a_fault(
+    api: Api, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    answer = api.call(method, path, **headers)
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == PROBLEM
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"name": "\\ud800"}', b'"text"', b"null", b"[1]"])
+def test_a_body_that_is_no_good_object_is_400(api: Api, raw: bytes) -> None:
+    headers = {"Authorization": f"Bearer {api.key}", **new_key()}
+    with as_role("web"):
+        answer = Client().generic(
+            "POST", "/api/v1/api-keys", data=raw, content_type="application/json", headers=headers
+        )
+    assert answer.status_code == 400

@@ -4,11 +4,8 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import pytest
-
 from kernel import ids, problems, wire
 from kernel.problems import Problem
-from kernel.transitions import IllegalTransition, Table
 from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
 
 AT = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -98,13 +95,3 @@ def test_a_problem_speaks_both_dialects() -> None:
     )
     assert str(problem) == "rate_limit_exceeded: at most 60 a minute"
     assert "param" not in Problem(problems.INTERNAL, "x").as_rfc9457()
-
-
-def test_a_transition_table_allows_what_it_lists() -> None:
-    table = Table({("draft", "issue"): "issued", ("issued", "pay"): "paid"})
-    assert table.next("draft", "issue") == "issued"
-    assert table.states() == {"draft", "issued", "paid"}
-    with pytest.raises(IllegalTransition, match="allowed: pay"):
-        table.next("issued", "issue")
-    with pytest.raises(IllegalTransition, match="nothing"):
-        table.next("paid", "pay")

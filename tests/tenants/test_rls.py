@@ -111,3 +111,27 @@ def test_a_duplicate_fact_in_the_outbox_is_one_fact(database: None) -> None:
         outbox.mark(rows)
     with transaction.atomic():
         assert outbox.take(topic=topic) == []
+
+
+def test_web_cannot_slip_a_temporary_table_under_a_function_of_the_owner(database: None) -> None:
+    with as_role("web"), pytest.raises(ProgrammingError, match="permission denied"), connection.cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE audit_log (seq bigint)")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT proname FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace
+               AND NOT 'search_path=public, pg_temp' = ANY (proconfig)"""
+        )
+        assert cursor.fetchall() == []
+
+
+def test_web_neither_reads_nor_writes_the_outbox(database: None) -> None:
+    with as_role("web"), pytest.raises(ProgrammingError, match="permission denied"):
+        visible("SELECT count(*) FROM outbox")
+
+
+def test_a_change_of_standing_reaches_gateways_that_keep_a_key(database: None) -> None:
+    tenant = make_tenant()
+    key, _ = services.api_key_create(tenant_id=tenant.id, name="k", actor="t")
+    services.standing_set(tenant_id=tenant.id, standing="suspended", actor="t")
+    key.refresh_from_db()
+    assert key.version == 2

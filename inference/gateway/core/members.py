@@ -42,6 +42,20 @@ def read(raw: bytes) -> tuple[dict[str, object], dict[str, Span]]:
     return value, spans
 
 
+def read_plain(raw: bytes) -> dict[str, object] | None:
+    """The object, where `raw` is exactly what orjson writes for it; None where `read` must look closer.
+
+    Such bytes repeat no name, and writing a changed object is the same as splicing its bytes.
+    """
+    if len(raw) > MAX_TOKENS or raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        return None
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) and orjson.dumps(value) == raw else None
+
+
 def splice(raw: bytes, edits: list[tuple[Span, bytes]], inserts: dict[str, bytes]) -> bytes:
     """`raw` with spans replaced and new members set in front; every other byte as it was.
 

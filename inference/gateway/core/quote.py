@@ -10,19 +10,48 @@ from kernel.clock import to_ms
 from kernel.pricing import IN_HIT, IN_MISS, OUT, Sheet, Unrated, in_force, rate, total, worst_case
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The sheet in force in [starts_at, ends_at), None is open; the same instants in ms, as scripts take them."""
+
+    sheet: Sheet
+    sheet_sha256: bytes
+    starts_at: datetime
+    ends_at: datetime | None
+    from_ms: int
+    until_ms: int | None
+
+    def holds(self, at: datetime) -> bool:
+        """Whether `at` lies in it."""
+        return self.starts_at <= at and (self.ends_at is None or at < self.ends_at)
+
+
 class Sheets:
-    """The sheets that may price a request: the tenant's own and the public ones. Each is hashed once."""
+    """The sheets that may price a request: the tenant's own and the public ones."""
 
     def __init__(self, own: Sequence[Sheet], public: Sequence[Sheet]) -> None:
         self.own, self.public = own, public
-        self._sha256 = {id(sheet): sheet.sha256() for sheet in (*own, *public)}
+        self._last: Window | None = None
 
-    def sha256(self, sheet: Sheet) -> bytes:
-        """The name of one of these sheets."""
-        return self._sha256[id(sheet)]
+    def window(self, at: datetime) -> Window:
+        """What is in force at `at`, worked out and hashed once. Unrated where that does not price tokens."""
+        if self._last is None or not self._last.holds(at):
+            self._last = self._window(at)
+        return self._last
+
+    def _window(self, at: datetime) -> Window:
+        sheet = in_force(self.own, self.public, at)
+        unpriced = {IN_HIT, IN_MISS, OUT} - sheet.meters.keys()
+        if unpriced:
+            raise Unrated(f"{sheet.sku} has no rate for {', '.join(sorted(unpriced))}")
+        starts = [s.effective_from for s in (*self.own, *self.public)]
+        starts_at = max(start for start in starts if start <= at)
+        ends_at = min((start for start in starts if start > at), default=None)
+        until_ms = None if ends_at is None else to_ms(ends_at)
+        return Window(sheet, sheet.sha256(), starts_at, ends_at, to_ms(starts_at), until_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Quote:
     """`amount_pico` covers the worst case; the sheet is in force in [from_ms, until_ms), None is open.
 
@@ -38,18 +67,14 @@ class Quote:
 
 def quote(sheets: Sheets, *, at: datetime, size: Size, answers: int) -> Quote:
     """The quote at `at`. Unrated where no sheet is in force or the sheet does not price tokens."""
-    sheet = in_force(sheets.own, sheets.public, at)
-    unpriced = {IN_HIT, IN_MISS, OUT} - sheet.meters.keys()
-    if unpriced:
-        raise Unrated(f"{sheet.sku} has no rate for {', '.join(sorted(unpriced))}")
-    starts = [s.effective_from for s in (*sheets.own, *sheets.public)]
-    later = [start for start in starts if start > at]
+    window = sheets.window(at)
+    sheet = window.sheet
     return Quote(
         sheet=sheet,
-        sheet_sha256=sheets.sha256(sheet),
+        sheet_sha256=window.sheet_sha256,
         amount_pico=worst_case(sheet, prompt_tokens=size.prompt_tokens, max_tokens=size.max_tokens, n=answers),
-        from_ms=to_ms(max(start for start in starts if start <= at)),
-        until_ms=to_ms(min(later)) if later else None,
+        from_ms=window.from_ms,
+        until_ms=window.until_ms,
     )
 
 

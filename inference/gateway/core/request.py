@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from inference.gateway.core.members import Span, Unreadable, read, splice
+from inference.gateway.core.members import Span, Unreadable, read, read_plain, splice
 from kernel.problems import INVALID_JSON, INVALID_PARAMETER, RESERVED_PARAMETER, Problem
 
 MAX_ANSWERS = 16
@@ -37,6 +37,9 @@ _RESERVED = _words(
 )
 
 
+_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
+
+
 class Usage(Enum):
     """Where the client wants `usage` in a stream: nowhere, in a last event, in every event."""
 
@@ -45,12 +48,16 @@ class Usage(Enum):
     CONTINUOUS = "continuous"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """A body that passed the checks. `prompts` × `n` answers come back; `max_tokens` is per answer."""
+    """A body that passed the checks. `prompts` × `n` answers come back; `max_tokens` is per answer.
+
+    `spans` says where its members lie; None where `raw` is what orjson writes for `body`.
+    """
 
     raw: bytes
-    spans: Mapping[str, Span]
+    body: Mapping[str, Any]
+    spans: Mapping[str, Span] | None
     model: str
     stream: bool
     usage: Usage
@@ -64,7 +71,7 @@ class Call:
         return self.prompts * self.n
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Size:
     """Upper bounds: `prompt_tokens` of the whole request, `max_tokens` of each answer."""
 
@@ -74,10 +81,13 @@ class Size:
 
 def parse(raw: bytes, *, chat: bool) -> Call:
     """Check a body. Problem names the field, the limit and what to send instead."""
-    try:
-        body, spans = read(raw)
-    except Unreadable as refusal:
-        raise Problem(INVALID_JSON, str(refusal)) from None
+    spans: Mapping[str, Span] | None = None
+    body = read_plain(raw)
+    if body is None:
+        try:
+            body, spans = read(raw)
+        except Unreadable as refusal:
+            raise Problem(INVALID_JSON, str(refusal)) from None
     _check_names(body, _CHAT if chat else _TEXT)
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -85,6 +95,7 @@ def parse(raw: bytes, *, chat: bool) -> Call:
     stream = _flag(body, "stream")
     return Call(
         raw=raw,
+        body=body,
         spans=spans,
         model=model,
         stream=stream,
@@ -117,15 +128,19 @@ def size(call: Call, max_model_len: int) -> Size:
 
 def for_engine(call: Call, *, served_name: str, max_tokens: int, cache_salt: str | None) -> bytes:
     """The client's own bytes with the platform's values spliced in."""
-    ours = {"model": orjson.dumps(served_name)}
+    ours: dict[str, Any] = {"model": served_name}
     if call.max_tokens is None:
-        ours["max_tokens"] = b"%d" % max_tokens
+        ours["max_tokens"] = max_tokens
     if call.stream:
-        ours["stream_options"] = b'{"include_usage":true,"continuous_usage_stats":true}'
+        ours["stream_options"] = _COUNTING
     if cache_salt is not None:
-        ours["cache_salt"] = orjson.dumps(cache_salt)
-    edits = [(call.spans[name], value) for name, value in ours.items() if name in call.spans]
-    return splice(call.raw, edits, {name: value for name, value in ours.items() if name not in call.spans})
+        ours["cache_salt"] = cache_salt
+    if call.spans is None:
+        added = {name: value for name, value in ours.items() if name not in call.body}
+        return orjson.dumps({**added, **call.body, **ours})
+    written = {name: orjson.dumps(value) for name, value in ours.items()}
+    edits = [(call.spans[name], value) for name, value in written.items() if name in call.spans]
+    return splice(call.raw, edits, {name: value for name, value in written.items() if name not in call.spans})
 
 
 def _bad(param: str, sentence: str) -> Problem:
@@ -133,6 +148,8 @@ def _bad(param: str, sentence: str) -> Problem:
 
 
 def _check_names(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    if body.keys() <= allowed:
+        return
     for name in body:
         if name in _RESERVED:
             raise Problem(

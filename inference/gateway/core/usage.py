@@ -15,7 +15,7 @@ _MEMBER = re.compile(rb',\s*"usage"\s*:\s*(null|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})
 _LEAD = 16  # bytes before the name in which its comma may stand
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counts:
     """Tokens of one request: prompt = hit + miss."""
 
@@ -43,24 +43,42 @@ class Running:
 
     def __init__(self, *, n: int, prompts: int, max_tokens: int, max_model_len: int) -> None:
         self._n, self._max_tokens = n, max_tokens
+        self._one = n * prompts == 1
+        self._only_prompt: int | None = None  # tokens, once they are known, of the prompt of one answer
         self._most_out = n * prompts * max_tokens
         self._most_prompt = prompts * max_model_len
         self._out: dict[int, int] = {}
         self._prompt: dict[int, int] = {}
-        self.counts = Counts()
+        self._counts = Counts()
+        self.out = 0
         self.final: Mapping[str, Any] | None = None
         self.clamped = False
 
+    @property
+    def counts(self) -> Counts:
+        """The count so far; `out` alone is its output tokens."""
+        if self._counts.out != self.out:
+            self._counts = Counts(self._counts.hit, self._counts.miss, self.out)
+        return self._counts
+
+    def step(self, prompt: int, out: int) -> bool:
+        """Usage that came with a piece of the only answer; False where `chunk` must judge it."""
+        if prompt != self._only_prompt or not self.out <= out <= self._max_tokens:
+            return False
+        self.out = out
+        return True
+
     def chunk(self, usage: Mapping[str, Any], index: int) -> None:
         """Usage that came with a piece of the choice `index`."""
-        out = self._plausible(usage.get("completion_tokens"), self._out.get(index, 0), self._max_tokens)
+        before = self.out if self._one else self._out.get(index, 0)
+        out = self._plausible(usage.get("completion_tokens"), before, self._max_tokens)
         prompt = index // self._n
         self._out[index] = out
         self._prompt[prompt] = self._plausible(usage.get("prompt_tokens"), self._prompt.get(prompt, 0), None)
-        self.counts = Counts(
-            miss=min(sum(self._prompt.values()), self._most_prompt),
-            out=min(sum(self._out.values()), self._most_out),
-        )
+        if self._one:
+            self._only_prompt = self._prompt.get(0)
+        self.out = min(sum(self._out.values()), self._most_out)
+        self._counts = Counts(miss=min(sum(self._prompt.values()), self._most_prompt), out=self.out)
 
     def finish(self, usage: Mapping[str, Any]) -> None:
         """The engine's last usage, for the whole request."""
@@ -69,7 +87,8 @@ class Running:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
         hit = self._plausible(cached or 0, 0, prompt)
-        self.counts = Counts(hit=hit, miss=prompt - hit, out=out)
+        self.out = out
+        self._counts = Counts(hit=hit, miss=prompt - hit, out=out)
         self.final = numbers(usage)
 
     def _plausible(self, value: object, before: int, most: int | None) -> int:

@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-from django.http import HttpResponse
+from django.core.exceptions import RequestDataTooBig
+from django.http import Http404, HttpResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
 
@@ -19,6 +20,7 @@ _BY_STATUS = {
     403: problems.FORBIDDEN,
     404: problems.NOT_FOUND,
     405: problems.METHOD_NOT_ALLOWED,
+    406: problems.NOT_ACCEPTABLE,
     415: problems.UNSUPPORTED_MEDIA_TYPE,
 }
 
@@ -58,6 +60,12 @@ def _headers(problem: Problem) -> dict[str, str]:
 def _problem(exc: Exception) -> Problem:
     if isinstance(exc, Problem):
         return exc
+    if isinstance(exc, Http404):
+        return Problem(problems.NOT_FOUND, "there is nothing at this address")
+    if isinstance(exc, RequestDataTooBig):
+        return Problem(problems.BODY_TOO_LARGE, "the body is larger than 2.5 MB; send less")
+    if isinstance(exc, RecursionError | UnicodeEncodeError):
+        return Problem(problems.INVALID_JSON, "the body is nested too deeply or holds half a character")
     if isinstance(exc, exceptions.ParseError):
         return Problem(problems.INVALID_JSON, str(exc.detail))
     if isinstance(exc, exceptions.ValidationError):

@@ -102,7 +102,8 @@ class Postgres:
         pid_file = self.data / "postmaster.pid"
         if not pid_file.exists():
             return
-        pid = int(pid_file.read_text().split("\n", 1)[0])
+        first = pid_file.read_text().split("\n", 1)[0]
+        pid = int(first) if first.isdigit() else 0  # a full disk may have left it empty
         if not self._is_ours(pid):
             pid_file.unlink()
             return

@@ -191,8 +191,12 @@ class Supervisor:
             if keeper.process is not None
         }
         partial = self._status.with_suffix(".partial")
-        partial.write_text(json.dumps(running, indent=1) + "\n")
-        partial.replace(self._status)
+        try:
+            partial.write_text(json.dumps(running, indent=1) + "\n")
+            partial.replace(self._status)
+        except OSError as error:
+            # The part runs all the same: taking this for its end would start it twice.
+            self._say(f"cannot write {self._status}: {error.strerror}")
 
     async def _rotate(self) -> None:
         while True:

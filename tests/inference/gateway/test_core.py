@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.gateway.core import members, records, request, sse, usage
+from inference.gateway.core import members, records, request, sse, usage, usual
 from inference.gateway.core.delivered import Delivered
 from inference.gateway.core.quote import Sheets, affordable_tokens, cost, quote
 from inference.gateway.core.request import Size
@@ -149,7 +149,7 @@ def test_delivered_is_the_count_of_the_last_chunk_below_the_acknowledged_byte(
     marks, delivered = [(0, 0)], Delivered()
     for size, out in steps:
         marks.append((marks[-1][0] + size, marks[-1][1] + out))
-        delivered.note(*marks[-1])
+        delivered.marks.append(marks[-1])
     half = acknowledged // 2
     assert delivered.acknowledged(half) == max(out for end, out in marks if end <= half)
     assert delivered.acknowledged(acknowledged) == max(out for end, out in marks if end <= acknowledged)
@@ -248,3 +248,101 @@ def test_what_is_called_affordable_is_and_one_token_more_is_not(
 
 def test_cost_is_the_sum_of_the_meters() -> None:
     assert cost(sheet(1), Counts(hit=1, miss=2, out=3)) == 1 + 4 + 9
+
+
+def piece(text: str, *, chat: bool = True, usage_of: int = 3, **changes: Any) -> dict[str, Any]:
+    """A stream's event as vLLM writes it."""
+    said = {"delta": {"content": text}} if chat else {"text": text}
+    ends = {"token_ids": None} if chat else {"stop_reason": None, "prompt_token_ids": None, "token_ids": None}
+    tokens = {"prompt_tokens": 7, "total_tokens": 7 + usage_of, "completion_tokens": usage_of}
+    return {
+        "id": "cmpl-1",
+        "object": "chat.completion.chunk" if chat else "text_completion",
+        "created": 1,
+        "model": "served",
+        "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": None, **ends}],
+        "usage": {**tokens, "completion_tokens_details": {"reasoning_tokens": 0}} if chat else tokens,
+        **changes,
+    }
+
+
+def written(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+
+
+@given(st.text(st.characters(codec="utf-8")), st.booleans(), st.integers(0, 10**9 - 8))
+def test_a_usual_event_reads_as_its_full_parse_does(text: str, chat: bool, out: int) -> None:
+    parsed = piece(text, chat=chat, usage_of=out)
+    event = written(parsed)
+    found = usual.read_event(event)
+    assert found is not None
+    assert found[1] + usual.END == usage.strip(event, parsed)
+    assert (int(found[2]), int(found[3])) == (7, out)
+    chunk = usual.read_chunk(b"%x\r\n%b\r\n" % (len(event), event))
+    assert chunk is not None
+    assert chunk.groups() == (b"%x" % len(event), *found.groups())
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        written(piece("x", choices=[{**piece("x")["choices"][0], "finish_reason": "stop"}])),
+        written(piece("x", choices=[{**piece("x")["choices"][0], "index": 1}])),
+        written(piece("x", choices=[{**piece("x")["choices"][0], "logprobs": {}}])),
+        written(piece("x", choices=piece("x")["choices"] * 2)),
+        written(piece("x", choices=[])),
+        written(piece("x", usage=None)),
+        written(piece("x", usage={"prompt_tokens": 7, "total_tokens": 10, "completion_tokens": -3})),
+        written(piece("x", error={"code": 500})),
+        written({"error": {"code": 500}, **piece("x")}),
+        written(piece("x")) * 2,
+        written(piece("x"))[:-1],
+        written(piece("x")).replace(b"data: ", b"data:"),
+        written(piece("x")).replace(b":null", b": null"),
+        b": comment\n" + written(piece("x")),
+    ],
+)
+def test_what_is_not_a_usual_event_is_left_to_the_full_parse(event: bytes) -> None:
+    assert usual.read_event(event) is None
+    assert usual.read_chunk(b"%x\r\n%b\r\n" % (len(event), event)) is None
+
+
+def test_a_step_counts_as_a_chunk_does_and_leaves_what_is_odd_to_it() -> None:
+    count = running()
+    assert not count.step(7, 1), "the prompt is not known yet"
+    count.chunk({"prompt_tokens": 7, "completion_tokens": 1}, 0)
+    assert count.step(7, 3)
+    assert count.counts == Counts(miss=7, out=3)
+    assert not any([count.step(8, 4), count.step(7, 2), count.step(7, 11)])
+    assert (count.counts, count.clamped) == (Counts(miss=7, out=3), False)
+    several = running(n=2)
+    several.chunk({"prompt_tokens": 7, "completion_tokens": 1}, 0)
+    assert not several.step(7, 2), "two answers are counted apart"
+
+
+@given(OBJECT, SPELLINGS)
+def test_a_plain_body_is_read_and_changed_as_any_other(value: dict[str, Any], spelling: dict[str, Any]) -> None:
+    raw = json.dumps(value, **spelling).encode()
+    plain = members.read_plain(raw)
+    assert plain is None or (plain == value == members.read(raw)[0] and orjson.dumps(plain) == raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b'{"a":1,"a":2}', b'{"a":{"b":1,"b":1}}', b'{"a": 1}', b"[1]", b'{"a":1e400}', b'{"a":18446744073709551616}',
+     b'{"a":%b}' % (b"[" * 64 + b"]" * 64), b'{"a":NaN}'],
+)  # fmt: skip
+def test_a_body_that_is_not_plain_is_looked_at_closely(raw: bytes) -> None:
+    assert members.read_plain(raw) is None
+
+
+@pytest.mark.parametrize("body", [{}, {"max_tokens": 3}, {"max_tokens": None, "stream": True, "seed": 1}])
+def test_the_engine_gets_the_same_from_a_plain_body_and_from_a_spaced_one(body: dict[str, Any]) -> None:
+    whole = {"temperature": 0.5, "model": "m", "messages": [{"content": "h\u00e9"}], **body}
+    sent = []
+    for raw in (orjson.dumps(whole), json.dumps(whole, indent=1, ensure_ascii=False).encode()):
+        parsed = request.parse(raw, chat=True)
+        sent.append(request.for_engine(parsed, served_name="s", max_tokens=7, cache_salt="x"))
+    plain, spaced = map(json.loads, sent)
+    assert list(plain.items()) == list(spaced.items())
+    assert b'"temperature":0.5,"model":"s","messages"' in sent[0]

@@ -58,14 +58,14 @@ def test_events_keep_their_order_and_numbers_through_segments_and_restarts(
 
     async def write() -> Journal:
         made = Journal(tmp_path, new_id(), fail)
-        await made.open(left_open)
+        await made.open(left_open.to_json())
         made.progress(
             str(left_open.subject_id), {"in_hit": 0, "in_miss": 1, "out": 77}, 77, "2026-11-24T00:00:00+00:00"
         )
         for number in range(200):
             one = event(out=number)
-            await made.open(one)
-            await made.close(one)
+            await made.open(one.to_json())
+            await made.close(one.to_json())
         await made.finish()
         return made
 
@@ -94,10 +94,10 @@ def test_a_boot_whose_events_are_all_freed_still_numbers_on(tmp_path: Path, monk
 
     async def write() -> None:
         made = Journal(tmp_path, new_id(), fail)
-        await made.open(left_open)
+        await made.open(left_open.to_json())
         for _ in range(3):
-            await made.close(event())
-        await made.open(event())
+            await made.close(event().to_json())
+        await made.open(event().to_json())
         made.log.free_below(4)
         await made.finish()
 
@@ -120,7 +120,7 @@ def test_many_writers_share_a_disk_wait(tmp_path: Path, monkeypatch: pytest.Monk
     async def run() -> Journal:
         made = Journal(tmp_path, new_id(), fail)
         monkeypatch.setattr(journal, "write_durably", counted)
-        await asyncio.gather(*[made.close(event(out=number)) for number in range(500)])
+        await asyncio.gather(*[made.close(event(out=number).to_json()) for number in range(500)])
         await made.finish()
         return made
 
@@ -133,7 +133,7 @@ def test_many_writers_share_a_disk_wait(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nothing_is_shown_before_the_disk_has_it(tmp_path: Path) -> None:
     async def run() -> None:
         made = Journal(tmp_path, new_id(), fail)
-        closing = asyncio.ensure_future(made.close(event()))
+        closing = asyncio.ensure_future(made.close(event().to_json()))
         await asyncio.sleep(0)
         assert made.log.head == 0
         assert outs(made.log) == []
@@ -148,7 +148,7 @@ def test_a_dropped_request_is_not_recovered(tmp_path: Path) -> None:
     async def run() -> None:
         made = Journal(tmp_path, new_id(), fail)
         one = event()
-        await made.open(one)
+        await made.open(one.to_json())
         made.drop(str(one.subject_id))
         await made.finish()
 
@@ -167,10 +167,10 @@ def test_a_failed_write_is_told_and_never_repeated(tmp_path: Path, monkeypatch: 
         made = Journal(tmp_path, new_id(), failures.append)
         monkeypatch.setattr(journal, "write_durably", broken)
         with pytest.raises(journal.Failed):
-            await made.close(event())
+            await made.close(event().to_json())
         monkeypatch.undo()
         with pytest.raises(journal.Failed):
-            await made.close(event())
+            await made.close(event().to_json())
         assert made.log.head == 0
 
     asyncio.run(run())
@@ -183,7 +183,7 @@ def test_what_lies_behind_a_broken_segment_is_set_aside(tmp_path: Path, monkeypa
     async def run() -> None:
         made = Journal(tmp_path, new_id(), fail)
         for number in range(4):
-            await made.close(event(out=number))
+            await made.close(event(out=number).to_json())
         await made.finish()
 
     asyncio.run(run())
@@ -194,3 +194,18 @@ def test_what_lies_behind_a_broken_segment_is_set_aside(tmp_path: Path, monkeypa
     assert outs(boot) == list(range(boot.head))
     assert boot.head == 1
     assert len(list(tmp_path.glob("*/*.unreadable"))) == len(segments) - 3
+
+
+def test_a_progress_that_can_wait_does_not_hold_up_what_cannot(tmp_path: Path) -> None:
+    async def run() -> float:
+        made = Journal(tmp_path, new_id(), fail)
+        one = event()
+        await made.open(one.to_json())
+        made.progress(str(one.subject_id), {"out": 1}, 1, "2026-11-24T00:00:00+00:00")
+        began = asyncio.get_running_loop().time()
+        await made.close(one.to_json())
+        took_s = asyncio.get_running_loop().time() - began
+        await made.finish()
+        return took_s
+
+    assert asyncio.run(run()) < journal.PROGRESS_DELAY_S

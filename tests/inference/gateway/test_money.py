@@ -1,6 +1,7 @@
 """The float: exactly what the money covers, whoever races; nothing is kept that was not used."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -9,7 +10,7 @@ import pytest
 from kernel import wire
 from kernel.pricing import worst_case
 from tests.inference.gateway.engine import Engine, Plan
-from tests.inference.gateway.world import HELLO, Gateway, Lender, World
+from tests.inference.gateway.world import HELLO, Gateway, Lender, Tenant, World
 from tests.services import wait_until
 
 
@@ -102,3 +103,18 @@ def test_amounts_beyond_a_doubles_precision_stay_exact(world: World, door: Gatew
     assert door.chat(tenant, route.endpoint_id).status_code == 200
     (event,) = door.events_of(tenant)
     wait_until(lambda: tenant.free() == 9_000_000_000_000_000_001 - event.quoted_pico, "settlement")
+
+
+def test_what_counts_requests_at_a_time_outlives_every_request_in_it(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(gate=threading.Event())
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(door.chat, tenant, route.endpoint_id) for _ in range(3)]
+        wait_until(lambda: tenant.concurrent() == 3, "three at a time")
+        name = wire.concurrency(tenant.record.key_id)
+        ((_, last_ms),) = world.redis.zrange(name, -1, -1, withscores=True)
+        assert world.redis.pttl(name) > last_ms - time.time() * 1000
+        engine.plan.gate.set()
+        assert [call.result().status_code for call in calls] == [200] * 3

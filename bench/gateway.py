@@ -1,0 +1,144 @@
+"""What a request and a chunk cost: ours with everything on, a bare relay as the limit, and other gateways.
+
+Interleaved rounds in one run; CPU is utime + stime of all processes of a role, Redis included. `request`: 32
+connections in a closed loop, an answer of 1 KB. `chunk`: streams side by side, 100 chunks each, one per 20 ms,
+a hundredth of a request in every chunk. Added latency is against the direct call: streams of ten chunks in an
+open loop at 50 a second, and the gaps of the streams side by side. `--quick` is for a look while working.
+
+Bifrost, agentgateway and one-api do not come as packages and are not here; Portkey's streams fail on this
+Node and count for whole answers alone.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
+
+from bench.gateway.install import PLACE, install  # noqa: E402  # needs the path set above
+from bench.gateway.peers import MODEL, Peer, started  # noqa: E402
+
+ROUNDS, QUICK_ROUNDS = 5, 3
+REQUEST_S, QUICK_REQUEST_S = 2.0, 1.0
+STREAMS, CHUNKS, PACE_MS = 200, 100, 20
+FIRST_RPS, FIRST_S = 50, 2.0
+TICKS = os.sysconf("SC_CLK_TCK")
+PROMPT = "Write a short text about the sea and about the mountains, please."
+
+Sample = dict[str, float]
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    install()
+    with tempfile.TemporaryDirectory(prefix="moorage-bench-") as folder, started(Path(folder), quick=quick) as peers:
+        for peer in peers:
+            measure(peer, quick=True)  # warm: connections, caches, compiled routes
+        samples: dict[str, list[Sample]] = {peer.name: [] for peer in peers}
+        for number in range(QUICK_ROUNDS if quick else ROUNDS):
+            order = peers[number % len(peers) :] + peers[: number % len(peers)]
+            for peer in order if number % 2 else reversed(order):
+                samples[peer.name].append(measure(peer, quick=quick))
+            print(f"round {number + 1}", file=sys.stderr)
+    direct = summary(samples.pop("direct"), {})
+    told = {name: summary(rounds, direct) for name, rounds in samples.items()}
+    for name, figures in told.items():
+        print(name, json.dumps(figures), file=sys.stderr)
+    ours, limit = told.pop("ours"), told.pop("limit")
+    result = {
+        "bench": "gateway",
+        "machine": {"cores": os.cpu_count()},
+        "ours": ours,
+        "limit": limit,
+        "peers": {"direct": direct, **told},
+        "ratio": ratios(ours, {"limit": limit, **told}),
+    }
+    print(json.dumps(result))
+
+
+def measure(peer: Peer, *, quick: bool) -> Sample:
+    """One slot of one round."""
+    length = QUICK_REQUEST_S if quick else REQUEST_S
+    before = cpu_s(peer)
+    whole = load(peer, stream="", c=max(2, int(32 * peer.share)), length_s=length)
+    sample = {
+        "cpu_us_per_request": (cpu_s(peer) - before) / whole["requests"] * 1e6,
+        "requests_per_s": whole["requests"] / whole["seconds"],
+    }
+    if peer.streams:
+        before = cpu_s(peer)
+        streams = load(peer, stream=f"{CHUNKS}/{PACE_MS}", c=max(2, int(STREAMS * peer.share)))
+        sample["cpu_us_per_chunk"] = (cpu_s(peer) - before) / streams["events"] * 1e6
+        first = load(peer, stream=f"10/{PACE_MS}", rps=FIRST_RPS * min(1, peer.share * 4), length_s=length)
+        for name, spread in (("first", first["first"]), ("gap", streams["gap"])):
+            sample |= {f"{name}_{point}_ms": spread[point] for point in ("p50", "p99")}
+    sample["rss_mib"] = rss_mib(peer)
+    return sample
+
+
+def load(peer: Peer, *, stream: str, c: int = 0, rps: float = 0, length_s: float = 0) -> dict[str, Any]:
+    """What the load generator saw. AssertionError where anything failed."""
+    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 128}
+    if stream:
+        body |= {"stream": True, "user": stream}
+    argv = [f"{PLACE}/bin/load", f"-addr=127.0.0.1:{peer.port}", f"-body={json.dumps(body, separators=(',', ':'))}"]
+    argv += [f"-c={c}", f"-rps={rps}", f"-for={length_s}s", *(f"-H={header}" for header in peer.headers)]
+    told: dict[str, Any] = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+    assert not told["failed"], f"{peer.name}: {told['failed']} failed: {told['failure']}"
+    return told
+
+
+def tree(peer: Peer) -> list[list[str]]:
+    """/proc's stat fields from the third on, of every process of a peer; the second is a name."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+    pids = list(peer.pids)
+    for pid in pids:  # grows while it is walked
+        pids += [child for child, fields in stats.items() if int(fields[1]) == pid and child not in pids]
+    return [stats[pid] for pid in pids if pid in stats]
+
+
+def cpu_s(peer: Peer) -> float:
+    """User and system time so far."""
+    return sum(int(fields[11]) + int(fields[12]) for fields in tree(peer)) / TICKS
+
+
+def rss_mib(peer: Peer) -> float:
+    """Resident memory now."""
+    return sum(int(fields[21]) for fields in tree(peer)) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def summary(rounds: list[Sample], direct: dict[str, Any]) -> dict[str, Any]:
+    """Median and quartiles of each figure; `added_…` is the median above the direct call's."""
+    told: dict[str, Any] = {}
+    for name in rounds[0]:
+        values = [sample[name] for sample in rounds]
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        told[name] = {"median": round(middle, 2), "iqr": [round(low, 2), round(high, 2)]}
+        if name in direct and name.endswith("_ms"):
+            told[f"added_{name}"] = round(middle - direct[name]["median"], 2)
+    return told
+
+
+def ratios(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, float]:
+    """Our cost by theirs: below 1 is cheaper."""
+    return {
+        f"{figure.replace('cpu_us', 'cpu')}_vs_{name}": round(ours[figure]["median"] / told[figure]["median"], 3)
+        for name, told in others.items()
+        for figure in ("cpu_us_per_request", "cpu_us_per_chunk")
+        if figure in told
+    }
+
+
+if __name__ == "__main__":
+    main()

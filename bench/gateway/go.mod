@@ -1,0 +1,3 @@
+module moorage.dev/bench/gateway
+
+go 1.22
