@@ -4,12 +4,13 @@
 #   make stop · make doctor               stop what `make up` started · check each part
 #   make test · make test-fast            linters, types and all tests · the same without services, under a minute
 #   make soak · make bench-NAME           the long loops · one program of bench/
+#   make cluster · make test-cluster     a Kubernetes to try it on · tests on it (the first builds it, 10 minutes)
 #   make engine · make lock               install vLLM for CPUs alone · compile the locks again
 
 SHELL := /bin/bash
 MANAGE := .venv/bin/python manage.py
 
-.PHONY: up demo stop doctor test test-fast soak engine lock base dev
+.PHONY: up demo stop doctor test test-fast test-cluster cluster soak engine lock base dev
 .SILENT:
 
 up: base
@@ -33,6 +34,12 @@ test: dev
 
 test-fast: dev
 	scripts/check fast
+
+test-cluster: dev
+	scripts/check cluster
+
+cluster: dev
+	exec scripts/cluster
 
 soak: dev
 	scripts/install engine

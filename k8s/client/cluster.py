@@ -1,0 +1,207 @@
+"""`Cluster` on a real Kubernetes API server."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from k8s.client import kinds
+from k8s.client.connection import APPLY, Connection, RefusedError
+from k8s.client.faults import RETRY_S, classify
+from k8s.client.kinds import Kind
+from k8s.client.watches import follow
+from k8s.cluster import Applied, Change, Invalid, Object, Ref, Retry, Snapshot, UnreachableError
+
+FIELD_MANAGER = "moorage"
+
+_ABSENT = 404
+_CONFLICT = 409
+# What an applier does not decide, or what tells of a write without saying what it changed.
+_SERVER_METADATA = ("resourceVersion", "generation", "managedFields")
+# A pod that has not started, or whose log its node has put away, has printed nothing.
+_NO_LOG = {400, 404}
+
+
+class KubernetesCluster:
+    """One cluster, as the account of a kubeconfig may see and change it (`rights.yaml` is what it needs)."""
+
+    def __init__(self, kubeconfig: Mapping[str, Any], *, context: str | None = None) -> None:
+        """`kubeconfig` as parsed; `context` names one of its contexts. ValueError where it makes no sense."""
+        self._connection = Connection(kubeconfig, context=context)
+        self._nodes_at: tuple[str, dict[str, Object]] = ("", {})
+
+    def apply(self, objects: Iterable[Object], *, dry_run: bool = False) -> Sequence[Applied]:
+        """As Cluster.apply, by server-side apply: what others own beside our fields stays theirs.
+
+        `dry_run` has the server check everything and keep nothing.
+        """
+        results: list[Applied] = []
+        silence: Retry | None = None
+        for item in objects:
+            # Once nobody answered, asking for the rest would only add waiting to waiting.
+            if silence is None:
+                try:
+                    results.append(self._apply(item, dry_run))
+                    continue
+                except UnreachableError as error:
+                    silence = Retry(RETRY_S, str(error))
+            results.append(Applied(_ref(item), False, silence))
+        return results
+
+    def delete(self, refs: Iterable[Ref], *, grace_s: int | None) -> None:
+        """As Cluster.delete; pods end after the call, as their nodes find time. A grace of 0 counts as 1."""
+        for ref in refs:
+            try:
+                self._delete(ref, grace_s)
+            except RefusedError as error:
+                raise UnreachableError(f"{ref} cannot be deleted: {error}") from error
+
+    def list(self) -> Snapshot:
+        """As Cluster.list; each kind is listed once, whole."""
+        items: dict[Kind, list[Object]] = {}
+        versions: dict[Kind, str] = {}
+        for kind in kinds.READ:
+            try:
+                found = self._connection.call("GET", kind.collection, query=kind.selector)
+            except RefusedError as error:
+                raise UnreachableError(f"{kind.plural} cannot be listed: {error}") from error
+            versions[kind] = found["metadata"]["resourceVersion"]
+            items[kind] = [_plain(kind, item) for item in found["items"]]
+        version = _encode(versions)
+        nodes = items[kinds.NODE]
+        self._nodes_at = (version, {item["metadata"]["name"]: _lasting(item) for item in nodes})
+        return Snapshot(
+            objects=tuple(item for kind in kinds.OBJECTS for item in items[kind]),
+            pods=tuple(items[kinds.POD]),
+            nodes=tuple(nodes),
+            version=version,
+        )
+
+    def changes(self, since: str, *, timeout_s: float = 60.0) -> Iterator[Change]:
+        """As Cluster.changes. A node's mere sign of life is no change."""
+        versions = _decode(since)
+        if versions is None:
+            return
+        listed_at, nodes = self._nodes_at
+        known: dict[str, Object | None] = dict(nodes) if listed_at == since else {}
+        for kind, event in follow(self._connection, versions, timeout_s):
+            item = event["object"]
+            versions[kind] = item["metadata"]["resourceVersion"]
+            if event["type"] == "BOOKMARK":
+                continue
+            gone = event["type"] == "DELETED"
+            if kind is kinds.NODE:
+                name, now = item["metadata"]["name"], None if gone else _lasting(item)
+                if known.get(name) == now:
+                    continue
+                known[name] = now
+            yield Change(_plain(kind, item), gone, _encode(versions))
+
+    def log(self, pod: Ref, lines: int) -> str:
+        """As Cluster.log; of the engine's last start alone."""
+        try:
+            return self._connection.text("GET", f"{kinds.POD.path(pod)}/log", query={"tailLines": str(lines)})
+        except RefusedError as error:
+            if error.status in _NO_LOG:
+                return ""
+            raise UnreachableError(f"the log of {pod} cannot be read: {error}") from error
+
+    def _apply(self, item: Object, dry_run: bool) -> Applied:
+        """One object. The read before the write tells whether the write changed anything."""
+        ref = _ref(item)
+        kind = kinds.kind_of(ref)
+        if kind is None:
+            return Applied(ref, False, Invalid(f"{ref}: Moorage does not deal with {ref.api_version} {ref.kind}"))
+        query = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+        if dry_run:
+            query["dryRun"] = "All"
+        try:
+            before = self._get(kind, ref)
+            after = self._connection.call("PATCH", kind.path(ref), query=query, body=item, content_type=APPLY)
+        except RefusedError as error:
+            return Applied(ref, False, classify(error.status, error.message, error.retry_after_s))
+        return Applied(ref, before is None or _decided(before) != _decided(after))
+
+    def _get(self, kind: Kind, ref: Ref) -> Object | None:
+        try:
+            return self._connection.call("GET", kind.path(ref))
+        except RefusedError as error:
+            if error.status == _ABSENT:
+                return None
+            raise
+
+    def _delete(self, ref: Ref, grace_s: int | None) -> None:
+        kind = kinds.kind_of(ref)
+        if kind is None:
+            raise ValueError(f"{ref}: Moorage does not deal with {ref.api_version} {ref.kind}")
+        query = {"propagationPolicy": "Background"}
+        # With 0 the server would forget the pod before its engine has ended.
+        short = None if grace_s is None else {"gracePeriodSeconds": str(max(1, grace_s))}
+        if kind is kinds.POD:
+            self._remove(kind.path(ref), query | (short or {}))
+            return
+        owner = self._get(kind, ref) if short and kind is kinds.DEPLOYMENT else None
+        self._remove(kind.path(ref), query)
+        if short and kind is kinds.NAMESPACE:
+            self._remove(kinds.POD.within(ref.name), short)
+        if short and owner is not None:
+            labels = owner["spec"]["selector"]["matchLabels"].items()
+            selector = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels)}
+            # Before their pods, lest they make new ones.
+            self._remove(kinds.REPLICA_SET.within(ref.namespace), query | selector)
+            self._remove(kinds.POD.within(ref.namespace), short | selector)
+
+    def _remove(self, path: str, query: Mapping[str, str]) -> None:
+        """Delete what is at a path; what is not there, or already on its way out, is fine."""
+        try:
+            self._connection.call("DELETE", path, query=query)
+        except RefusedError as error:
+            if error.status not in (_ABSENT, _CONFLICT):
+                raise
+
+
+def _ref(item: Object) -> Ref:
+    """The name, also of a manifest that lacks parts of it; the server says what they are."""
+    meta = item.get("metadata", {})
+    texts = (item.get("apiVersion"), item.get("kind"), meta.get("namespace", ""), meta.get("name"))
+    return Ref(*(str(text) for text in texts))
+
+
+def _plain(kind: Kind, item: Object) -> Object:
+    """An object as everywhere else: with its type (lists leave it out), without the server's bookkeeping."""
+    item["metadata"].pop("managedFields", None)
+    return {**item, "apiVersion": kind.api_version, "kind": kind.name}
+
+
+def _decided(item: Object) -> Object:
+    """What appliers decide of an object."""
+    meta = {key: value for key, value in item["metadata"].items() if key not in _SERVER_METADATA}
+    return {**{key: value for key, value in item.items() if key != "status"}, "metadata": meta}
+
+
+def _lasting(node: Object) -> Object:
+    """What a node's heartbeat leaves as it is."""
+    status = node.get("status", {})
+    conditions = [
+        {key: value for key, value in item.items() if key != "lastHeartbeatTime"}
+        for item in status.get("conditions", [])
+    ]
+    labels = node["metadata"].get("labels", {})
+    return {
+        "labels": labels,
+        "spec": node.get("spec", {}),
+        "allocatable": status.get("allocatable", {}),
+        "conditions": conditions,
+    }
+
+
+def _encode(versions: Mapping[Kind, str]) -> str:
+    """One version for all kinds: each has its own on an API server."""
+    return ",".join(f"{kind.plural}={versions[kind]}" for kind in kinds.READ)
+
+
+def _decode(text: str) -> dict[Kind, str] | None:
+    """The version of each kind; None for a text that none of ours wrote."""
+    parts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    try:
+        return {kind: parts[kind.plural] for kind in kinds.READ}
+    except KeyError:
+        return None

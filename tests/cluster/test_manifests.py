@@ -1,0 +1,73 @@
+"""Every manifest as an API server sees it: known fields, allowed values, pods that a `restricted` namespace takes."""
+
+import copy
+
+import pytest
+import yaml
+
+from k8s.cluster import Invalid
+from k8s.desired import namespace_of
+from tests.k8s.golden_cases import FOLDER, TENANT
+from tests.k8s.harness import until
+
+pytestmark = pytest.mark.cluster
+FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+WORKLOADS = [name for name in FILES if name != "tenant.yaml"]
+
+
+@pytest.fixture
+def namespace(site):
+    """The golden tenant's namespace."""
+    until(lambda: all(result.error is None for result in site.cluster.apply(documents("tenant.yaml"))))
+    return namespace_of(TENANT)
+
+
+def documents(name):
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+def pod_of(item):
+    return {"metadata": {"generateName": "try-", **item["spec"]["template"]["metadata"]}} | {
+        "spec": item["spec"]["template"]["spec"]
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_manifest_passes_strict_validation_and_leaves_nothing_behind(site, namespace, name):
+    before = site.cluster.list().objects
+    results = site.cluster.apply(documents(name), dry_run=True)
+    assert [result.error for result in results] == [None] * len(results)
+    assert site.cluster.list().objects == before
+
+
+def test_strict_validation_finds_what_the_server_would_drop(site, namespace):
+    [item, *_] = documents("cpu-local.yaml")
+    item["spec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    [result] = site.cluster.apply([item], dry_run=True)
+    assert isinstance(result.error, Invalid)
+    assert "imagePullPolice" in result.error.message
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_restricted_namespace_takes_the_pods(site, namespace, name):
+    [item, *_] = documents(name)
+    answer = site.admin.call("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod_of(item))
+    assert answer["spec"]["containers"][0]["image"] == item["spec"]["template"]["spec"]["containers"][0]["image"]
+
+
+@pytest.mark.parametrize(
+    "loosen",
+    [
+        lambda spec: spec["securityContext"].update(runAsNonRoot=False),
+        lambda spec: spec["containers"][0]["securityContext"].update(allowPrivilegeEscalation=True),
+        lambda spec: spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
+        lambda spec: spec.update(hostNetwork=True),
+    ],
+    ids=["root", "escalation", "host path", "host network"],
+)
+def test_the_namespace_refuses_pods_that_reach_out(site, namespace, loosen):
+    pod = copy.deepcopy(pod_of(documents("cpu-local.yaml")[0]))
+    loosen(pod["spec"])
+    refusal = site.refusal("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod)
+    assert refusal.status == 403
+    assert "violates PodSecurity" in refusal.message
