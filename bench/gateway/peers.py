@@ -1,6 +1,7 @@
 """Who is measured: each is started once, on loopback, and named by its processes."""
 
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from tests.inference.gateway.world import Gateway, Lender, World, gateway
 from tests.services import free_port, redis_server, wait_until
 
 MODEL = "m"
-START_S = 60.0
+START_S = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +179,15 @@ def _litellm(run, stub: int, folder: Path) -> Peer:
     model = f"{{model: openai/{MODEL}, api_base: 'http://127.0.0.1:{stub}/v1', api_key: none}}"
     (folder / "litellm.yaml").write_text(f"model_list:\n- model_name: {MODEL}\n  litellm_params: {model}\n")
     argv = ("--config", f"{folder}/litellm.yaml", "--host", "127.0.0.1", "--port", str(port))
+    key = f"sk-{secrets.token_hex(24)}"
     settings = {
+        "LITELLM_MASTER_KEY": key,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "PATH": f"{PLACE}/litellm/bin:{os.environ['PATH']}",
         "PYTHONPATH": "",
     }
-    return Peer("litellm", port, (run("litellm", f"{PLACE}/litellm/bin/litellm", *argv, **settings),), share=0.05)
+    pid = run("litellm", f"{PLACE}/litellm/bin/litellm", *argv, **settings)
+    return Peer("litellm", port, (pid,), (f"authorization: Bearer {key}",), share=0.05)
 
 
 def _answers(peer: Peer) -> bool:

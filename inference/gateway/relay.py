@@ -129,7 +129,7 @@ class StreamRelay(Relay):
         """Sink: one chunk with one usual event goes on as it is, less its usage."""
         found = usual.read_chunk(data)
         client = self._client
-        if found is None or not client.started:
+        if found is None or not client.started or self.error or self._framer.tail:
             return False
         size, event, prompt, text = found.groups()
         out = int(text)

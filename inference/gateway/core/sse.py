@@ -13,27 +13,22 @@ class TooLong(ValueError):
 
 
 class Framer:
-    """Cuts a byte stream into whole events; the tail is what is not yet a whole one."""
+    """Cuts a byte stream into whole events; `tail` is what is not yet a whole one."""
 
     def __init__(self) -> None:
-        self._tail = b""
-
-    @property
-    def tail(self) -> bytes:
-        """Bytes of an event that has not ended."""
-        return self._tail
+        self.tail = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with its closing blank line. TooLong past the bound."""
         start = 0
-        searched = max(0, len(self._tail) - 3)
-        data = self._tail + data if self._tail else data
+        searched = max(0, len(self.tail) - 3)
+        data = self.tail + data if self.tail else data
         events = []
         for end in _END.finditer(data, searched):
             events.append(data[start : end.end()])
             start = end.end()
-        self._tail = data[start:]
-        if len(self._tail) > MAX_EVENT_BYTES:
+        self.tail = data[start:]
+        if len(self.tail) > MAX_EVENT_BYTES:
             raise TooLong(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         return events
 

@@ -2,6 +2,7 @@
 
 import httpx2
 
+from kernel.usage import UsageEvent
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World
 
@@ -38,6 +39,8 @@ def test_the_journal_comes_in_pages_and_says_who_and_how_far(
     page = door.inside("GET", f"{path}?from={first}&limit=2").json()
     assert [entry["seq"] for entry in page["events"]] == [first, first + 1]
     assert (page["head"], page["closed"]) == (boot["head"], False)
+    for entry in page["events"]:
+        assert UsageEvent.from_json(entry["event"]).to_json() == entry["event"], "not the shape that the kernel writes"
     rest = door.inside("GET", f"{path}?from={first + 2}").json()
     assert [entry["seq"] for entry in rest["events"]] == [first + 2, first + 3, first + 4]
     assert door.inside("GET", f"{path}?from={boot['head'] + 1}").json()["events"] == []
