@@ -90,7 +90,7 @@ class KubernetesCluster:
             gone = event["type"] == "DELETED"
             if kind is kinds.NODE:
                 name, now = item["metadata"]["name"], None if gone else _lasting(item)
-                if known.get(name) == now:
+                if now is not None and known.get(name) == now:
                     continue
                 known[name] = now
             yield Change(_plain(kind, item), gone, _encode(versions))

@@ -8,7 +8,7 @@ import pytest
 from k8s.cluster import Ref
 from k8s.desired import RegionBinding, TenantSpec, deployment_objects, name_of, tenant_objects
 from tests.cluster.nodes import machine
-from tests.k8s.harness import DEPLOYMENT, POOL, SLOT, spec
+from tests.k8s.harness import DEPLOYMENT, POOL, SLOT, spec, until
 
 pytestmark = pytest.mark.cluster
 
@@ -36,11 +36,21 @@ def test_an_apply_of_what_is_there_leaves_every_version_as_it_is(site, tenant):
     site.start(machine("steady", resources={SLOT: 2}))
     site.cluster.apply(wanted(tenant, replicas=1))
     site.ready(1)
-    before = {Ref.of(item): item["metadata"]["resourceVersion"] for item in site.cluster.list().objects}
+    before = until(lambda: at_rest(site))
     for _ in range(3):
         assert not any(result.changed for result in site.cluster.apply(wanted(tenant, replicas=1)))
-    after = {Ref.of(item): item["metadata"]["resourceVersion"] for item in site.cluster.list().objects}
-    assert after == before
+    assert versions(site) == before
+
+
+def versions(site):
+    return {Ref.of(item): item["metadata"]["resourceVersion"] for item in site.cluster.list().objects}
+
+
+def at_rest(site):
+    """The version of every object, once the controllers have written all that they had to say."""
+    before = versions(site)
+    time.sleep(1)
+    return before if versions(site) == before else None
 
 
 def test_reading_and_watching_write_nothing(site, tenant):

@@ -9,6 +9,7 @@ from k8s.cluster import Invalid
 from k8s.desired import namespace_of
 from tests.k8s.golden_cases import FOLDER, TENANT
 from tests.k8s.harness import until
+from tests.k8s.test_cluster_contract import decided
 
 pytestmark = pytest.mark.cluster
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -34,10 +35,10 @@ def pod_of(item):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_manifest_passes_strict_validation_and_leaves_nothing_behind(site, namespace, name):
-    before = site.cluster.list().objects
+    before = decided(site)
     results = site.cluster.apply(documents(name), dry_run=True)
     assert [result.error for result in results] == [None] * len(results)
-    assert site.cluster.list().objects == before
+    assert decided(site) == before
 
 
 def test_strict_validation_finds_what_the_server_would_drop(site, namespace):
