@@ -11,6 +11,7 @@ ROLES = {
     "showmigrations": "owner",
     "sqlmigrate": "owner",
     "check_books": "auditor",
+    "reprice": "auditor",
     "runserver": "web",
 }
 # What a person may call first in a fresh clone: it makes the state folder and its secret.

@@ -9,21 +9,33 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, OperationalError, transaction
-from django.db.models import Q
+from django.db import DatabaseError, OperationalError, connection, transaction
 
 from billing import ledger
 from billing.core import judge
 from billing.models import Quarantine
-from billing.models import UsageEvent as Booked
 from billing.posting import Charge, charges_post, tenant_lock
 from billing.selectors import sheets_of
 from billing.services import accounts_open
 from kernel.clock import utcnow
+from kernel.pricing import Sheet
 from kernel.usage import UsageEvent
 from tenants.models import Tenant
 
 Then = Callable[[], object]
+SheetsOf = Callable[[str, str, str], Mapping[bytes, Sheet]]
+# One index each: an OR of the three would read the whole table.
+BOOKED = """
+SELECT event_id, payload_sha256, subject_id, attempt, gateway_id, boot_id, journal_seq FROM usage_event
+WHERE event_id = ANY(%(events)s) AND journal_seq IS NOT NULL
+UNION ALL
+SELECT event_id, payload_sha256, subject_id, attempt, gateway_id, boot_id, journal_seq FROM usage_event
+WHERE subject_id = ANY(%(subjects)s) AND kind = 'tokens' AND provenance <> 'correction'
+UNION ALL
+SELECT event_id, payload_sha256, subject_id, attempt, gateway_id, boot_id, journal_seq FROM usage_event
+JOIN unnest(%(gateways)s::text[], %(boots)s::uuid[], %(numbers)s::bigint[]) AS batch (gateway_id, boot_id, journal_seq)
+USING (gateway_id, boot_id, journal_seq)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +73,9 @@ def events_ingest(batch: Sequence[Journalled], *, then: Then | None = None, now:
         groups[str(item.payload.get("tenant_id")), str(item.payload.get("currency"))].append(item)
     result = Ingested()
     parts = [groups[key] for key in sorted(groups)] or [[]]
+    sheets = cache(sheets_of)
     for index, part in enumerate(parts, 1):
-        _book(part, now or utcnow(), then if index == len(parts) else None, result)
+        _book(part, sheets, now or utcnow(), then if index == len(parts) else None, result)
     return result
 
 
@@ -83,11 +96,11 @@ def record_quarantine(item: Journalled, *, reason: str, event: UsageEvent | None
     ledger.alarm(key=f"quarantine:{where}", sentence=f"journal record {where} is in quarantine: {reason}")
 
 
-def _book(items: Sequence[Journalled], now: datetime, then: Then | None, result: Ingested) -> None:
+def _book(items: Sequence[Journalled], sheets: SheetsOf, now: datetime, then: Then | None, result: Ingested) -> None:
     """One transaction; if the database refuses it, one per record: a poisoned record stops no other."""
     try:
         with transaction.atomic():
-            done = _post(items, now)
+            done = _post(items, sheets, now)
             if then:
                 then()
     except OperationalError:
@@ -103,15 +116,15 @@ def _book(items: Sequence[Journalled], now: datetime, then: Then | None, result:
         if not items:
             raise
         for item in items[:-1]:
-            _book([item], now, None, result)
-        _book(items[-1:], now, then, result)
+            _book([item], sheets, now, None, result)
+        _book(items[-1:], sheets, now, then, result)
         return
     result.booked += done.booked
     result.repeated += done.repeated
     result.quarantined += done.quarantined
 
 
-def _post(items: Sequence[Journalled], now: datetime) -> Ingested:
+def _post(items: Sequence[Journalled], sheets: SheetsOf, now: datetime) -> Ingested:
     """Sort out repeats and what must be refused, book the rest, in the caller's transaction."""
     result = Ingested()
     parsed: list[tuple[Journalled, UsageEvent]] = []
@@ -127,9 +140,8 @@ def _post(items: Sequence[Journalled], now: datetime) -> Ingested:
     tenant_known = Tenant.objects.filter(id=tenant_id).exists()
     if tenant_known:
         accounts_open(tenant_id=tenant_id, currency=currency)
-        tenant_lock(tenant_id=tenant_id)
+        tree = tenant_lock(tenant_id=tenant_id)
     known = judge.known(_booked(parsed))
-    sheets = cache(sheets_of)
     charges: list[Charge] = []
     for item, event in parsed:
         if not tenant_known:
@@ -151,20 +163,21 @@ def _post(items: Sequence[Journalled], now: datetime) -> Ingested:
         charges.append(Charge(event, lines, subject, event.generation or 0, payload, journal=item.place))
     if charges:
         first, last = charges[0].journal, charges[-1].journal
-        charges_post(tenant_id=tenant_id, currency=currency, charges=charges, source_id=f"{first}-{last}")
+        charges_post(tree=tree, currency=currency, charges=charges, source_id=f"{first}-{last}")
         result.booked = len(charges)
     return result
 
 
-def _booked(parsed: Sequence[tuple[Journalled, UsageEvent]]) -> Any:
+def _booked(parsed: Sequence[tuple[Journalled, UsageEvent]]) -> list[tuple[Any, ...]]:
     """Rows on the books that share an id, a request or a journal number with the batch."""
-    places: dict[tuple[str, UUID], list[int]] = defaultdict(list)
-    for item, _ in parsed:
-        places[item.gateway_id, item.boot_id].append(item.seq)
-    same = Q(event_id__in=[event.event_id for _, event in parsed])
-    same |= Q(subject_id__in=[event.subject_id for _, event in parsed], kind="tokens")
-    for (gateway_id, boot_id), numbers in places.items():
-        same |= Q(gateway_id=gateway_id, boot_id=boot_id, journal_seq__in=numbers)
-    return Booked.objects.filter(same, journal_seq__isnull=False).values_list(
-        "event_id", "payload_sha256", "subject_id", "attempt", "gateway_id", "boot_id", "journal_seq"
-    )
+    places = [item.place for item, _ in parsed]
+    params: dict[str, Any] = {
+        "events": [event.event_id for _, event in parsed],
+        "subjects": [event.subject_id for _, event in parsed],
+        "gateways": [gateway_id for gateway_id, _, _ in places],
+        "boots": [boot_id for _, boot_id, _ in places],
+        "numbers": [seq for _, _, seq in places],
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(BOOKED, params)
+        return list(cursor.fetchall())

@@ -20,11 +20,13 @@ from kernel.problems import CONFLICT, NOT_FOUND, Problem
 from tenants.services import audit_write
 
 AT_ONCE = 5000
-# Rated lines on no invoice yet; older events than this cannot arrive (they go to quarantine).
+# Rated lines on no invoice yet; what corrects an issued line waits for its credit note and not for a draft.
 WAITING = """
 FROM rated_line r JOIN usage_event u ON u.event_id = r.event_id JOIN price_sheet s ON s.sha256 = u.sheet
 LEFT JOIN rated_line_invoice x ON x.event_id = r.event_id AND x.meter = r.meter
-WHERE x.event_id IS NULL
+WHERE x.event_id IS NULL AND NOT EXISTS (
+  SELECT 1 FROM rated_line_invoice o JOIN invoice i ON i.id = o.invoice_id
+  WHERE o.event_id = u.corrects AND o.meter = r.meter AND i.status <> 'draft')
 """
 # Of a period: its own use, and late use of periods whose invoice is out already.
 OF_PERIOD = """
@@ -110,16 +112,12 @@ def invoice_issue(*, invoice_id: UUID, actor: str, now: datetime | None = None) 
     amounts = list(InvoiceLine.objects.filter(invoice=invoice).values_list("amount_pico", flat=True))
     if not amounts:
         raise Problem(CONFLICT, "nothing is on this draft; it is not issued")
-    red = [violation.name for violation in books.check() if violation.pages]
+    red = [violation for violation in books.check() if violation.pages]
     if red:
-        raise Problem(CONFLICT, f"the books are red ({', '.join(red)}); no invoice is issued until they are not")
-    _post_rounding(invoice, sum(amounts), actor, now)
-    with connection.cursor() as cursor:
-        cursor.execute(LINES_SHA256, [invoice.id])
-        invoice.lines_sha256 = bytes(cursor.fetchone()[0])
-    invoice.number = _number(f"M{invoice.period.lower:%Y}-")
-    invoice.status, invoice.issued_at = ISSUED, now
-    invoice.save(update_fields=["lines_sha256", "number", "status", "issued_at"])
+        names = ", ".join(violation.name for violation in red)
+        said = "; ".join(str(violation) for violation in red)
+        raise Problem(CONFLICT, f"the books are red ({names}); no invoice is issued until they are not: {said}")
+    freeze(invoice, f"M{invoice.period.lower:%Y}-", sum(amounts), now)
     audit_write(actor=actor, tenant_id=invoice.tenant_id, action="invoice.issued", detail={"number": invoice.number})
     return invoice
 
@@ -162,16 +160,16 @@ def _assign(invoice: Invoice, rated: Sequence[Rated]) -> None:
             line.quantity += sums.quantity
             line.amount_pico += sums.amount_pico
             line.save(update_fields=["quantity", "amount_pico"])
+    assign(invoice, [(item.event_id, item.key.meter, lines[item.key].line_no) for item in rated])
+
+
+def assign(invoice: Invoice, lines: Sequence[tuple[UUID, str, int]]) -> None:
+    """Record which invoice line carries each rated line (event, meter)."""
     insert_rows(
         RatedLineInvoice,
         [
-            {
-                "event_id": item.event_id,
-                "meter": item.key.meter,
-                "invoice_id": invoice.id,
-                "line_no": lines[item.key].line_no,
-            }
-            for item in rated
+            {"event_id": event_id, "meter": meter, "invoice_id": invoice.id, "line_no": line_no}
+            for event_id, meter, line_no in lines
         ],
     )
 
@@ -188,9 +186,25 @@ def _round(invoice: Invoice) -> None:
         invoice.save(update_fields=["total_minor"])
 
 
-def _post_rounding(invoice: Invoice, exact_pico: int, actor: str, now: datetime) -> None:
+def freeze(invoice: Invoice, series: str, exact_pico: int, now: datetime) -> None:
+    """Post what its total was rounded by, number it and let nothing change from here on."""
+    _post_rounding(invoice, exact_pico, now)
+    with connection.cursor() as cursor:
+        cursor.execute(LINES_SHA256, [invoice.id])
+        invoice.lines_sha256 = bytes(cursor.fetchone()[0])
+    invoice.number = _number(series)
+    invoice.status, invoice.issued_at = ISSUED, now
+    invoice.save(update_fields=["lines_sha256", "number", "status", "issued_at", "total_minor"])
+
+
+def unit_pico(currency: str) -> int:
+    """Pico-units of one minor unit."""
+    return int(10 ** (12 - MINOR_DIGITS[currency]))
+
+
+def _post_rounding(invoice: Invoice, exact_pico: int, now: datetime) -> None:
     """What the total was rounded by moves between the tenant's revenue and the house's rounding account."""
-    remainder = invoice.total_minor * 10 ** (12 - MINOR_DIGITS[invoice.currency]) - exact_pico
+    remainder = invoice.total_minor * unit_pico(invoice.currency) - exact_pico
     if remainder == 0:
         return
     accounts = ledger.accounts_lock(tenant_id=invoice.tenant_id, currency=invoice.currency)

@@ -25,7 +25,8 @@ from kernel.clock import from_ms
 from tenants import outbox
 
 log = logging.getLogger(__name__)
-PAGE = 1000
+# Behind a backlog a page is one transaction per tenant in it: the more records share one, the less each costs.
+PAGE = 4000
 IDLE_S = 0.5
 RETRY_S = 2.0
 TIMEOUT = urllib3.Timeout(connect=2, read=10)

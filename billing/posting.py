@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Max
+from django.db.models import OuterRef, Q, Subquery, Sum
 
 from billing import ledger
 from billing.bulk import hex_bytes, insert_rows
 from billing.core import receipts
-from billing.core.posting import Available, OpenHold, draw, pay_late
+from billing.core.posting import Available, OpenHold, draw, pay_late, spread
 from billing.models import (
     AccountKind,
     Hold,
     HoldMove,
     LedgerAccount,
+    LedgerEntry,
     MoveKind,
     RatedLine,
     ReceiptLeaf,
@@ -45,6 +46,7 @@ class Charge:
     payload_sha256: bytes
     journal: tuple[str, UUID, int] | None = None
     seconds_before: int = 0
+    corrects: UUID | None = None
 
     @property
     def cost(self) -> int:
@@ -74,14 +76,14 @@ def tenant_lock(*, tenant_id: UUID) -> ReceiptTree:
     return tree
 
 
-def charges_post(*, tenant_id: UUID, currency: str, charges: Sequence[Charge], source_id: str) -> None:
-    """Book new events, in the caller's transaction and under `tenant_lock`. Never fails for want of money.
+def charges_post(*, tree: ReceiptTree, currency: str, charges: Sequence[Charge], source_id: str) -> None:
+    """Book a tenant's new events, in the transaction that locked `tree`. Never fails for want of money.
 
     Covered costs are drawn from their holds in a transaction of kind `usage`; what no hold covers whole
     goes into one of kind `usage_late`: available money, then overrun, and an alarm.
     """
     charges = sorted(charges, key=lambda charge: charge.event.event_id)
-    tree = tenant_lock(tenant_id=tenant_id)
+    tenant_id = tree.tenant_id
     accounts = ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
     insert_rows(UsageEvent, [_event_row(charge) for charge in charges])
     draws, late = _plan(charges, ledger.spending(accounts))
@@ -114,24 +116,70 @@ def charges_post(*, tenant_id: UUID, currency: str, charges: Sequence[Charge], s
         parts = {kinds[account_id]: amount for account_id, amount in sorted(paid.items())}
         funding.append(receipts.funding_leaf(tx_id=tx_id, currency=currency, parts=parts))
     insert_rows(RatedLine, [_line_row(charge, line, posted) for charge in charges for line in charge.lines])
-    leaves: list[tuple[UUID | None, bytes]] = [
-        (
-            charge.event.event_id,
-            receipts.event_leaf(charge.event, charge.lines, seconds_before=charge.seconds_before),
+    _leaves_write(tree, [_leaf(charge) for charge in charges] + [(None, body) for body in funding])
+
+
+def correction_post(*, tree: ReceiptTree, currency: str, charge: Charge, paid_by: UUID | None) -> None:
+    """Book a correction in the transaction that locked `tree`: its credit raises `posted` and touches no hold.
+
+    The credit goes to the accounts that paid in the transaction `paid_by`, what was spent last first, and
+    never more to one than was taken there and is not given back. What is owed no more (overrun that a top-up
+    settled, a pico of rounding) goes to own money.
+    """
+    accounts = ledger.accounts_lock(tenant_id=tree.tenant_id, currency=currency)
+    insert_rows(UsageEvent, [_event_row(charge)])
+    posted: dict[UUID, UUID] = {}
+    leaves = [_leaf(charge)]
+    if charge.cost:
+        tx_id = ledger.tx_open(
+            tenant_id=tree.tenant_id,
+            kind="correction",
+            idem_key=f"correction:{charge.event.event_id}",
+            source_type="usage",
+            source_id=str(paid_by),
+            effective_at=utcnow(),
         )
-        for charge in charges
-    ]
-    _leaves_write(tree, leaves + [(None, body) for body in funding])
+        credited = _credited(-charge.cost, accounts, paid_by)
+        amounts = {accounts[kind].id: amount for kind, amount in credited.items()}
+        amounts[accounts[AccountKind.REVENUE].id] = charge.cost
+        ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
+        posted[charge.event.event_id] = tx_id
+        parts = {kind: -amount for kind, amount in credited.items()}
+        leaves.append((None, receipts.funding_leaf(tx_id=tx_id, currency=currency, parts=parts)))
+    insert_rows(RatedLine, [_line_row(charge, line, posted) for line in charge.lines])
+    _leaves_write(tree, leaves)
 
 
-def _plan(charges: Sequence[Charge], payers: Sequence[LedgerAccount]) -> tuple[dict[UUID, int], list[Charge]]:
-    """Draws by hold, and the charges that go late; holds are read under the accounts' locks."""
+def _credited(amount: int, accounts: dict[str, LedgerAccount], paid_by: UUID | None) -> dict[str, int]:
+    """Account kind → its part of a credit, none of them zero."""
+    overrun = accounts[AccountKind.OVERRUN]
+    order = [overrun, *reversed(ledger.spending(accounts))]
+    taken = _taken(paid_by) if paid_by else {}
+    taken[overrun.id] = min(taken.get(overrun.id, 0), -overrun.posted)
+    shares = spread(amount, [taken.get(account.id, 0) for account in order])
+    parts = {account.kind: share for account, share in zip(order, shares, strict=True) if share}
+    rest = amount - sum(shares)
+    if rest:
+        own = AccountKind.PREPAID.value
+        parts[own] = parts.get(own, 0) + rest
+    return parts
+
+
+def _taken(tx_id: UUID) -> dict[int, int]:
+    """Account → what a usage transaction took from it and no correction has given back."""
+    rows = LedgerEntry.objects.filter(Q(tx_id=tx_id) | Q(tx__kind="correction", tx__source_id=str(tx_id)))
+    sums = rows.values_list("account_id").annotate(total=Sum("amount"))
+    return {account_id: -int(total) for account_id, total in sums}
+
+
+def _plan(charges: Sequence[Charge], payers: Sequence[LedgerAccount]) -> tuple[list[tuple[Hold, int]], list[Charge]]:
+    """Draws from holds, and the charges that go late; holds are read under the accounts' locks."""
     groups: dict[tuple[str, int | None], list[Charge]] = defaultdict(list)
     for charge in charges:
         if charge.cost:
             groups[charge.subject, charge.generation].append(charge)
     order = {account.id: place for place, account in enumerate(payers)}
-    draws: dict[UUID, int] = {}
+    draws: list[tuple[Hold, int]] = []
     late: list[Charge] = []
     for (subject, generation), members in groups.items():
         found = Hold.objects.filter(account_id__in=order, subject=subject, open__gt=0)
@@ -142,23 +190,28 @@ def _plan(charges: Sequence[Charge], payers: Sequence[LedgerAccount]) -> tuple[d
             [charge.cost for charge in members],
             [OpenHold(hold.id, hold.account_id, hold.open) for hold in holds],
         )
-        draws |= plan.by_hold
+        draws += [(hold, plan.by_hold[hold.id]) for hold in holds if hold.id in plan.by_hold]
         late += [members[index] for index in plan.uncovered]
     return draws, sorted(late, key=lambda charge: charge.event.event_id)
 
 
-def _draws_write(tx_id: UUID, draws: dict[UUID, int]) -> dict[int, int]:
+def _draws_write(tx_id: UUID, draws: Sequence[tuple[Hold, int]]) -> dict[int, int]:
     """Write the draws; account id → what left it."""
-    holds = Hold.objects.filter(id__in=draws).annotate(last=Max("moves__seq"))
+    # A hold has a move for every batch: its last number is read from the end of the index, not counted.
+    latest = HoldMove.objects.filter(hold_id=OuterRef("id")).order_by("-seq").values("seq")[:1]
+    last = dict(
+        Hold.objects.filter(id__in=[hold.id for hold, _ in draws])
+        .annotate(last=Subquery(latest))
+        .values_list("id", "last")
+    )
     paid: dict[int, int] = defaultdict(int)
     rows = []
-    for hold in sorted(holds, key=lambda hold: hold.account_id):
-        amount = draws[hold.id]
+    for hold, amount in sorted(draws, key=lambda item: item[0].account_id):
         paid[hold.account_id] += amount
         rows.append(
             {
                 "hold_id": hold.id,
-                "seq": hold.last + 1,
+                "seq": last[hold.id] + 1,
                 "kind": MoveKind.DRAW.value,
                 "amount": str(amount),
                 "tx_id": tx_id,
@@ -175,6 +228,13 @@ def _late_paid(total: int, accounts: dict[str, LedgerAccount]) -> dict[int, int]
         account.refresh_from_db(fields=("posted", "held"))
     available = [Available(account.id, account.available) for account in payers]
     return pay_late(total, available, accounts[AccountKind.OVERRUN].id)
+
+
+def _leaf(charge: Charge) -> tuple[UUID | None, bytes]:
+    body = receipts.event_leaf(
+        charge.event, charge.lines, corrects=charge.corrects, seconds_before=charge.seconds_before
+    )
+    return charge.event.event_id, body
 
 
 def _leaves_write(tree: ReceiptTree, leaves: Iterable[tuple[UUID | None, bytes]]) -> None:
@@ -229,6 +289,7 @@ def _event_row(charge: Charge) -> dict[str, Any]:
         "quoted_pico": str(event.quoted_pico),
         "provenance": event.provenance,
         "finish": event.finish,
+        "corrects": charge.corrects,
         "payload_sha256": hex_bytes(charge.payload_sha256),
         "gateway_id": gateway_id,
         "boot_id": boot_id,

@@ -9,6 +9,7 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import QuerySet, Sum
 
+from billing.core import exports
 from billing.models import (
     SPENDING,
     AccountKind,
@@ -17,11 +18,12 @@ from billing.models import (
     LedgerAccount,
     LedgerEntry,
     PriceSheet,
+    RatedLine,
     UsageEvent,
 )
 from kernel.clock import month_of, utcnow
 from kernel.money import div_half_even
-from kernel.pricing import ACCEL_SECOND, Sheet, sheet_from_body
+from kernel.pricing import ACCEL_SECOND, Rate, Sheet, sheet_from_body
 from tenants.selectors import tenant_get
 
 
@@ -105,6 +107,30 @@ def invoice_list_for(tenant_id: UUID) -> QuerySet[Invoice]:
     return Invoice.objects.filter(tenant_id=tenant_id).prefetch_related("lines").order_by("-period", "id")
 
 
+def invoice_csv(invoice: Invoice) -> str:
+    """An invoice or credit note as CSV, one row per line; a draft has no number yet."""
+    period = (invoice.period.lower, invoice.period.upper)
+    return exports.render(
+        exports.row(
+            invoice=invoice.number or "",
+            kind=invoice.kind,
+            status=invoice.status,
+            period=period,
+            currency=invoice.currency,
+            line=line.line_no,
+            credits_line=line.credits_line_no,
+            sku=line.sku,
+            meter=line.meter,
+            quantity=line.quantity,
+            num_pico=int(line.num_pico),
+            den=line.den,
+            amount_pico=int(line.amount_pico),
+            amount_minor=line.amount_minor,
+        )
+        for line in invoice.lines.order_by("line_no")
+    )
+
+
 def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, at: datetime) -> Sheet | None:
     """The price sheet in force at `at`, the tenant's own first; None where nothing is on sale."""
     with connection.cursor() as cursor:
@@ -137,6 +163,14 @@ def sheets_for_projection() -> list[Sheet]:
         else:
             kept.append(sheet)
     return [*latest.values(), *kept]
+
+
+def seconds_rated(deployment_id: UUID, rate: Rate) -> int:
+    """Accelerator-seconds on the books of a deployment under one rate, corrections taken off."""
+    lines = RatedLine.objects.filter(
+        event__subject_id=deployment_id, meter=ACCEL_SECOND, num_pico=rate.num_pico, den=rate.den
+    )
+    return int(lines.aggregate(total=Sum("quantity"))["total"] or 0)
 
 
 def spent_since(tenant_id: UUID, currency: str, since: datetime) -> int:

@@ -28,7 +28,6 @@ from tenants.services import audit_write
 CLOSING = timedelta(hours=1)
 
 
-@transaction.atomic
 def accounts_open(*, tenant_id: UUID, currency: str, credit_limit_pico: int | None = None) -> None:
     """Open a tenant's accounts of one currency, and the house's; a repeat only changes the credit limit.
 
@@ -40,24 +39,10 @@ def accounts_open(*, tenant_id: UUID, currency: str, credit_limit_pico: int | No
     revenue = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind=AccountKind.REVENUE)
     if credit_limit_pico is None and revenue.exists():
         return
-    for kind in ledger.HOUSE:
-        ledger.account_open(tenant_id=None, currency=currency, kind=kind, min_available=None)
-    for kind, floor in (
-        (AccountKind.PROMO, 0),
-        (AccountKind.PREPAID, 0),
-        (AccountKind.REVENUE, None),
-        (AccountKind.OVERRUN, None),
-    ):
-        ledger.account_open(tenant_id=tenant_id, currency=currency, kind=kind, min_available=floor)
-    if credit_limit_pico is None:
-        return
-    if credit_limit_pico < 0:
+    if credit_limit_pico is not None and credit_limit_pico < 0:
         raise Problem(INVALID_PARAMETER, "credit_limit_pico is 0 or more", param="credit_limit_pico")
-    kind = AccountKind.RECEIVABLE
-    ledger.account_open(tenant_id=tenant_id, currency=currency, kind=kind, min_available=-credit_limit_pico)
-    LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind=kind).update(
-        min_available=-credit_limit_pico
-    )
+    with transaction.atomic():
+        _accounts_open(tenant_id, currency, credit_limit_pico)
 
 
 def topup(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str) -> UUID:
@@ -208,6 +193,25 @@ def hold_close(*, deployment_id: UUID) -> None:
 def deployment_subject(deployment_id: UUID) -> str:
     """The subject of a deployment's holds."""
     return f"deployment:{deployment_id}"
+
+
+def _accounts_open(tenant_id: UUID, currency: str, credit_limit_pico: int | None) -> None:
+    for kind in ledger.HOUSE:
+        ledger.account_open(tenant_id=None, currency=currency, kind=kind, min_available=None)
+    for kind, floor in (
+        (AccountKind.PROMO, 0),
+        (AccountKind.PREPAID, 0),
+        (AccountKind.REVENUE, None),
+        (AccountKind.OVERRUN, None),
+    ):
+        ledger.account_open(tenant_id=tenant_id, currency=currency, kind=kind, min_available=floor)
+    if credit_limit_pico is None:
+        return
+    kind = AccountKind.RECEIVABLE
+    ledger.account_open(tenant_id=tenant_id, currency=currency, kind=kind, min_available=-credit_limit_pico)
+    LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind=kind).update(
+        min_available=-credit_limit_pico
+    )
 
 
 @transaction.atomic

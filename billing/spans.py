@@ -8,17 +8,16 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import Sum
 
 from billing import holds, ledger
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
-from billing.models import BillableSpan, Hold, Quarantine, RatedLine, UsageEvent
+from billing.models import BillableSpan, Hold, Quarantine, UsageEvent
 from billing.posting import Charge, charges_post, tenant_lock
-from billing.selectors import sheet_for, sheets_of
+from billing.selectors import seconds_rated, sheet_for, sheets_of
 from billing.services import accounts_open, deployment_hold_fill, deployment_subject
 from kernel import ids, usage
 from kernel.clock import HOUR, utcnow
-from kernel.pricing import ACCEL_SECOND, Sheet, rate, total
+from kernel.pricing import ACCEL_SECOND, Rate, Sheet, rate, total
 from tenants import outbox
 from tenants.selectors import tenant_get
 
@@ -74,7 +73,7 @@ def slices_rate(*, now: datetime | None = None) -> int:
 
 @transaction.atomic
 def _tenant_rate(tenant_id: UUID, now: datetime) -> int:
-    tenant_lock(tenant_id=tenant_id)
+    tree = tenant_lock(tenant_id=tenant_id)
     currency = tenant_get(tenant_id).currency
     accounts_open(tenant_id=tenant_id, currency=currency)
     spans = list(
@@ -85,7 +84,7 @@ def _tenant_rate(tenant_id: UUID, now: datetime) -> int:
     rater = _Rater(currency)
     charges = [charge for span in spans for charge in rater.charges(span)]
     if charges:
-        charges_post(tenant_id=tenant_id, currency=currency, charges=charges, source_id="slices")
+        charges_post(tree=tree, currency=currency, charges=charges, source_id="slices")
     BillableSpan.objects.bulk_update(spans, ["rated_until", "finished"])
     _ahead([span for span in spans if span.ended_at is None], currency, now)
     return len(charges)
@@ -96,7 +95,7 @@ class _Rater:
 
     def __init__(self, currency: str) -> None:
         self.currency = currency
-        self._before: dict[tuple[UUID, int, int], int] = {}
+        self._before: dict[tuple[UUID, Rate], int] = {}
 
     def charges(self, span: BillableSpan) -> Iterable[Charge]:
         """The span's slices that are complete and not booked; moves the span on."""
@@ -137,9 +136,9 @@ class _Rater:
     def _charge(self, span: BillableSpan, part: Slice, sheet: Sheet) -> Charge:
         quantity = part.seconds * span.accelerator_count
         price = sheet.meters[ACCEL_SECOND]
-        key = (span.deployment_id, price.num_pico, price.den)
+        key = (span.deployment_id, price)
         if key not in self._before:
-            self._before[key] = _seconds_rated(*key)
+            self._before[key] = seconds_rated(*key)
         before = self._before[key]
         self._before[key] += quantity
         lines = tuple(rate(sheet, {ACCEL_SECOND: quantity}, seconds_before=before))
@@ -173,12 +172,6 @@ class _Rater:
         )
         subject = deployment_subject(span.deployment_id)
         return Charge(event, lines, subject, None, event.payload_sha256(), seconds_before=before)
-
-
-def _seconds_rated(deployment_id: UUID, num_pico: int, den: int) -> int:
-    """Accelerator-seconds on the books of a deployment under one rate."""
-    lines = RatedLine.objects.filter(event__subject_id=deployment_id, meter=ACCEL_SECOND, num_pico=num_pico, den=den)
-    return lines.aggregate(total=Sum("quantity"))["total"] or 0
 
 
 def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:

@@ -14,6 +14,7 @@ from billing.models.ledger import (
 from billing.models.usage import (
     BillableSpan,
     CapacityReservation,
+    EngineCounter,
     EngineCounterDelta,
     GatewayJournal,
     Meter,
@@ -30,6 +31,7 @@ __all__ = [
     "AccountKind",
     "BillableSpan",
     "CapacityReservation",
+    "EngineCounter",
     "EngineCounterDelta",
     "GatewayJournal",
     "Hold",

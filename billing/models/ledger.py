@@ -79,7 +79,11 @@ class LedgerTx(models.Model):
             models.UniqueConstraint(fields=("tenant", "id"), name="ledger_tx_tenant_id"),
             models.CheckConstraint(condition=Q(reverses=None) | ~Q(reverses=F("id")), name="ledger_tx_not_itself"),
         )
-        indexes = (models.Index(fields=("tenant", "recorded_at"), name="ledger_tx_recent"),)
+        indexes = (
+            models.Index(fields=("tenant", "recorded_at"), name="ledger_tx_recent"),
+            # What corrections gave back of one usage transaction.
+            models.Index(fields=("source_id",), condition=Q(kind="correction"), name="ledger_tx_correction"),
+        )
 
     def __str__(self) -> str:
         return f"{self.kind} {self.idem_key}"

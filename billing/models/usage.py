@@ -289,6 +289,25 @@ class EngineCounterDelta(models.Model):
         return f"{self.pod_uid} {self.meter} {self.tokens}"
 
 
+class EngineCounter(models.Model):
+    """The open window of one pod's counter: its last value, and what it grew by since the last delta."""
+
+    pk = models.CompositePrimaryKey("pod_uid", "meter")
+    pod_uid = models.UUIDField()
+    meter = models.TextField()
+    since_at = models.DateTimeField()
+    until_at = models.DateTimeField()
+    value = models.BigIntegerField()
+    tokens = models.BigIntegerField()
+    resets = models.IntegerField()
+
+    class Meta:
+        db_table = "engine_counter"
+
+    def __str__(self) -> str:
+        return f"{self.pod_uid} {self.meter} {self.value}"
+
+
 class Quarantine(models.Model):
     """What could not be booked, kept whole, with the reason; its journal number counts as delivered."""
 

@@ -64,6 +64,9 @@ PLANTED = {
     "I22": "UPDATE audit_log SET actor = 'nobody' WHERE tenant_id = '{t}'",
     "I23": "INSERT INTO engine_counter_delta (pod_uid, meter, period, tokens) VALUES (gen_random_uuid(), 'prompt', "
     "tstzrange(now() - interval '1 hour', now()), 2001)",
+    "I23b": "UPDATE usage_event SET pod_uid = '{n}' WHERE event_id = '{e}'; "
+    "INSERT INTO engine_counter_delta (pod_uid, meter, period, tokens) SELECT pod_uid, 'prompt', "
+    "tstzrange(started_at, ended_at + interval '1 minute'), 99 FROM usage_event WHERE event_id = '{e}'",
     "I24": "INSERT INTO outbox (topic, dedupe_key, payload, created_at) VALUES ('t', '{n}', '{{}}', {old})",
     "I25": "UPDATE rated_line SET amount = amount + 1 WHERE meter = 'accel_second' AND event_id IN "
     "(SELECT event_id FROM usage_event WHERE tenant_id = '{t}')",
@@ -130,6 +133,6 @@ def test_a_violation_carries_its_sentence_and_rows_and_stops_invoicing(
     monkeypatch.setattr(books, "INVARIANTS", (red,))
     assert books.check() == [books.Violation("X1", "This is never so", [(42,)], True)]
     draft = invoicing.invoice_draft(tenant_id=world.tenant_id, currency="USD", period=month_of(clock("12:00")))
-    with pytest.raises(Exception, match=r"the books are red \(X1\)"):
+    with pytest.raises(Exception, match=r"the books are red \(X1\).*: This is never so: 42"):
         invoicing.invoice_issue(invoice_id=draft.id, actor="t")
     monkeypatch.undo()

@@ -17,6 +17,7 @@ from billing.core.posting import Available, OpenHold, draw, pay_late, spread
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
 from kernel.clock import HOUR
 from kernel.money import to_minor
+from kernel.pricing import canonical
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 amounts = st.integers(0, 10**15)
@@ -139,6 +140,12 @@ def test_funding_and_carry_leaves_hold_integers_as_strings() -> None:
     assert funding == {"version": 1, "kind": "funding", "tx": str(tx), "currency": "USD", "parts": {"promo": "5"}}
     carry = json.loads(receipts.carry_leaf(period_start=NOON, size=3, root=b"\x01"))
     assert (carry["size"], carry["root"]) == ("3", "01")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_leaf_has_the_bytes_of_the_one_canonical_encoding(currency: str, kind: str) -> None:
+    leaf = receipts.funding_leaf(tx_id=uuid4(), currency=currency, parts={kind: 5, "promo": 6})
+    assert leaf == canonical(json.loads(leaf))
 
 
 def test_rated_lines_gather_by_sku_meter_and_price() -> None:
