@@ -99,7 +99,10 @@ class DeploymentRoute:
 
 @dataclass(frozen=True, slots=True)
 class RouteRecord:
-    """Intent for one endpoint. `served_name` is the model name that its engines answer to."""
+    """Intent for one endpoint. `served_name` is the model name that its engines answer to.
+
+    `tpm` is a reservation's guaranteed tokens per minute, 0 where the endpoint is none.
+    """
 
     endpoint_id: str
     tenant_id: str
@@ -112,6 +115,7 @@ class RouteRecord:
     running: bool
     created: int
     deployments: list[DeploymentRoute] = field(default_factory=list)
+    tpm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
