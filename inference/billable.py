@@ -11,12 +11,15 @@ from tenants.outbox import publish
 TOPIC = "inference.billable"
 
 
-def publish_fact(*, deployment: Deployment, pod_uid: UUID, event: str, at: datetime) -> None:
-    """Write one fact in the caller's transaction; shared engines are the operator's own and bill nothing."""
+def publish_fact(*, deployment: Deployment, pod_uid: UUID, event: str, at: datetime, from_at: datetime) -> None:
+    """Write one fact in the caller's transaction; shared engines are the operator's own and bill nothing.
+
+    A pod has one span per `from_at`, the instant of its fact "from"; "alive" and "to" name theirs.
+    """
     endpoint = deployment.endpoint
     if endpoint.rung == Rung.SHARED:
         return
-    dedupe_key = f"billable:{pod_uid}:{event}"
+    dedupe_key = f"billable:{pod_uid}:{from_at.isoformat()}:{event}"
     publish(
         topic=TOPIC,
         dedupe_key=f"{dedupe_key}:{slot(at)}" if event == ALIVE else dedupe_key,
@@ -30,6 +33,7 @@ def publish_fact(*, deployment: Deployment, pod_uid: UUID, event: str, at: datet
             "accelerator": deployment.pool.accelerator,
             "accelerator_count": deployment.accelerators,
             "event": event,
+            "from_at": from_at.isoformat(),
             "at": at.isoformat(),
         },
     )

@@ -16,7 +16,7 @@ from inference import ports
 from inference.billable import publish_fact
 from inference.clock import database_now
 from inference.core import facts as encoding
-from inference.core.replicas import Change, Life, follow, slot
+from inference.core.replicas import ALIVE, TO, Change, Life, follow, slot
 from inference.core.words import ReplicaState
 from inference.hints import hint
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Replica
@@ -52,19 +52,22 @@ def record(
     stand already are not written again, but for one proof of life per serving pod and slot.
     """
     listing = ClusterListing.objects.filter(cluster=cluster_name).first()
-    serving = Prefetch("replica_rows", Replica.objects.filter(state=ReplicaState.SERVING), to_attr="serving")
-    deployments = _live(cluster_name).prefetch_related(serving)
+    billed = Replica.objects.filter(serving_at__isnull=False).exclude(state=ReplicaState.GONE)
+    deployments = _live(cluster_name).prefetch_related(Prefetch("replica_rows", billed, to_attr="billed"))
     if only is not None:
         deployments = deployments.filter(id__in=only)
     for deployment in deployments:
         found = seen.get(deployment.id)
         stored: Observed | None = getattr(deployment, "observed", None)
         unchanged = stored is not None and stored.facts == (encoding.to_json(found) if found else None)
-        proven = all(row.alive_at and slot(row.alive_at) >= slot(as_of) for row in deployment.serving)
-        if (unchanged and proven) or not _record_one(deployment.id, found, as_of, listing, gone):
+        proven = all(row.alive_at and slot(row.alive_at) >= slot(as_of) for row in deployment.billed)
+        if unchanged and proven:
+            continue
+        is_news = _record_one(deployment.id, found, as_of, listing, gone)
+        if is_news is None:
             continue
         publish_pods(deployment)
-        if not unchanged:
+        if is_news:
             hint(deployment.endpoint_id)
 
 
@@ -102,22 +105,23 @@ def _record_one(
     as_of: datetime,
     listing: ClusterListing | None,
     gone: Collection[UUID] | None,
-) -> bool:
-    """True where these facts are the newest and were taken in."""
+) -> bool | None:
+    """Whether there is something for a pass to act on; None where newer facts stand already."""
     deployment = (
         Deployment.objects.select_for_update(of=("self",)).select_related("endpoint", "pool").get(id=deployment_id)
     )
     stored = Observed.objects.filter(deployment=deployment).first()
     if stored is not None and stored.observed_at >= as_of:
-        return False
-    _follow_replicas(deployment, stored, found, as_of, listing, gone)
+        return None
+    has_turned = _follow_replicas(deployment, stored, found, as_of, listing, gone)
     facts = encoding.to_json(found) if found else None
-    if stored is None or stored.facts != facts:
+    is_news = has_turned or stored is None or stored.facts != facts
+    if is_news:
         Observed.objects.update_or_create(
             deployment=deployment,
             defaults={"tenant_id": deployment.tenant_id, "observed_at": as_of, "facts": facts},
         )
-    return True
+    return is_news
 
 
 def _follow_replicas(
@@ -127,9 +131,10 @@ def _follow_replicas(
     as_of: datetime,
     listing: ClusterListing | None,
     gone: Collection[UUID] | None,
-) -> None:
+) -> bool:
+    """Bring the replicas' rows up to the facts; True where one turned, not merely lived on."""
     before = encoding.from_json(stored.facts) if stored and stored.facts else None
-    was_ready = {UUID(pod.uid) for pod in before.pods if pod.ready} if before else set()
+    earlier = {UUID(pod.uid): pod for pod in before.pods} if before else {}
     pods = {UUID(pod.uid): pod for pod in found.pods} if found else {}
     rows = list(Replica.objects.filter(deployment=deployment).exclude(state=ReplicaState.GONE))
     lives = [
@@ -138,7 +143,10 @@ def _follow_replicas(
             ReplicaState(row.state),
             row.serving_at,
             row.alive_at,
-            was_ready=row.pod_uid in was_ready,
+            was_ready=row.pod_uid in earlier and earlier[row.pod_uid].ready,
+            restarted=row.pod_uid in earlier
+            and row.pod_uid in pods
+            and earlier[row.pod_uid].restarts != pods[row.pod_uid].restarts,
         )
         for row in rows
         if gone is None or row.pod_uid in pods or row.pod_uid in gone
@@ -151,18 +159,26 @@ def _follow_replicas(
         proof_at=max(proofs, default=as_of),
         stopped_at=stopped_at(deployment.endpoint),
     )
+    serving_at = {row.pod_uid: row.serving_at for row in rows}
     for change in changes:
-        _write(deployment, change, as_of)
+        _write(deployment, change, serving_at[change.pod_uid], as_of)
     known = Replica.objects.filter(pod_uid__in=pods).values_list("pod_uid", flat=True)
     Replica.objects.bulk_create(
         Replica(pod_uid=uid, tenant_id=deployment.tenant_id, deployment=deployment)
         for uid in set(pods) - set(known)
         if not pods[uid].terminating
     )
+    return any(change.fact != ALIVE for change in changes)
 
 
-def _write(deployment: Deployment, change: Change, as_of: datetime) -> None:
-    gone_at = as_of if change.state is ReplicaState.GONE else None
-    Replica.objects.filter(pod_uid=change.pod_uid).update(state=change.state, alive_at=change.alive_at, gone_at=gone_at)
-    if change.fact and change.fact_at:
-        publish_fact(deployment=deployment, pod_uid=change.pod_uid, event=change.fact, at=change.fact_at)
+def _write(deployment: Deployment, change: Change, serving_at: datetime | None, as_of: datetime) -> None:
+    row = {"state": change.state, "alive_at": change.alive_at}
+    if change.state is ReplicaState.GONE:
+        row["gone_at"] = as_of
+    elif change.fact == TO:
+        row["serving_at"] = None
+    Replica.objects.filter(pod_uid=change.pod_uid).update(**row)
+    if change.fact and change.fact_at and serving_at:
+        publish_fact(
+            deployment=deployment, pod_uid=change.pod_uid, event=change.fact, at=change.fact_at, from_at=serving_at
+        )

@@ -142,7 +142,11 @@ class Deployment(models.Model):
 
 
 class Replica(models.Model):
-    """One pod of a deployment, from first sight to its end. `alive_at` is its last proof of life."""
+    """One pod of a deployment, from first sight to its end.
+
+    `serving_at` is when it last proved itself by a token, null until it does (again); `alive_at` its last
+    proof of life.
+    """
 
     pod_uid = models.UUIDField(primary_key=True, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+")

@@ -13,7 +13,7 @@ from inference.core import conditions as c
 from inference.core.conditions import Condition
 from inference.core.rows import DELETED, DeploymentRow, EndpointRow
 from inference.core.status import status_of
-from inference.core.words import Finalizer, ReplicaState
+from inference.core.words import Finalizer
 from k8s.cluster import Object
 from k8s.desired import SPEC_HASH_LABEL, WorkloadSpec, deployment_objects, tenant_objects
 from k8s.observe import Observed
@@ -68,7 +68,7 @@ class DeleteWorkload:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask a new pod for one token through the gateway."""
+    """Ask a pod that is new, or answers again, for one token through the gateway."""
 
     deployment_id: UUID
     pod_uid: UUID
@@ -137,7 +137,7 @@ def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
     if run or deployment.applied:
         yield from _apply(row, deployment, run)
     for item in deployment.replicas:
-        if wanted and item.state is ReplicaState.PROVING and item.pod_uid in deployment.open_pods:
+        if wanted and not item.proven and item.pod_uid in deployment.open_pods:
             yield Probe(deployment.id, item.pod_uid)
     if deployment.held and not wanted and deployment.is_empty:
         yield CloseHold(deployment.id)

@@ -22,10 +22,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRow:
-    """One replica that is not gone."""
+    """One replica that is not gone; `proven` until it stops answering or is lost from sight for long."""
 
     pod_uid: UUID
     state: ReplicaState
+    proven: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,7 +85,7 @@ def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow
         fresh=_is_fresh(deployment, stored),
         seen=encoding.from_json(stored.facts) if stored and stored.facts else None,
         replicas=tuple(
-            ReplicaRow(item.pod_uid, ReplicaState(item.state))
+            ReplicaRow(item.pod_uid, ReplicaState(item.state), proven=item.serving_at is not None)
             for item in Replica.objects.filter(deployment=deployment)
             .exclude(state=ReplicaState.GONE)
             .order_by("pod_uid")

@@ -121,12 +121,13 @@ class Performer:
         with transaction.atomic():
             self.claim.renew()
             now = database_now()
-            proven = Replica.objects.filter(pod_uid=action.pod_uid, state=ReplicaState.PROVING).update(
+            unproven = Replica.objects.filter(pod_uid=action.pod_uid, serving_at__isnull=True)
+            proven = unproven.exclude(state=ReplicaState.GONE).update(
                 state=ReplicaState.SERVING, serving_at=now, alive_at=now
             )
             deployment = Deployment.objects.select_related("endpoint", "pool").get(id=action.deployment_id)
             if proven:
-                publish_fact(deployment=deployment, pod_uid=action.pod_uid, event=FROM, at=now)
+                publish_fact(deployment=deployment, pod_uid=action.pod_uid, event=FROM, at=now, from_at=now)
         facts.publish_pods(deployment)
 
     @perform.register

@@ -58,7 +58,7 @@ class Neighbours:
 
     def probe(self, deployment_id, pod_uid):
         states = {pod.pod_uid: pod.state for pod in self.pods.get(deployment_id, [])}
-        return not self.blind and states.get(str(pod_uid)) == wire.PROVING
+        return not self.blind and str(pod_uid) in states
 
     def _hear(self):
         if self.deaf:

@@ -67,6 +67,14 @@ def test_a_pod_proves_itself_before_it_serves():
     assert decision.serving == 0
 
 
+def test_a_replica_that_was_lost_from_sight_goes_on_serving_and_proves_itself_again():
+    world = running()
+    world.set(replicas=tuple(replace(item, proven=False) for item in world.deployment.replicas))
+    decision = decide(world.row)
+    assert kinds(decision) == [do.Probe]
+    assert decision.serving == 1
+
+
 def test_half_the_room_runs_half_the_replicas():
     world = World(endpoint_row(deployment_row(wanted=4)), room=5)
     for _ in range(PASSES):
@@ -242,9 +250,10 @@ SEEN = st.none() | st.builds(
 )
 ROWS = st.lists(
     st.builds(
-        ReplicaRow,
-        st.integers(10, 20).map(lambda n: UUID(int=n)),
+        lambda uid, state, proven: ReplicaRow(UUID(int=uid), state, proven=proven and state is ReplicaState.SERVING),
+        st.integers(10, 20),
         st.sampled_from([ReplicaState.PROVING, ReplicaState.SERVING]),
+        st.booleans(),
     ),
     max_size=4,
     unique_by=lambda item: item.pod_uid,

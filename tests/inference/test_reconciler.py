@@ -96,6 +96,7 @@ def test_the_bill_of_a_dedicated_replica_begins_with_its_first_token(harbour, te
         "accelerator": "cpu",
         "accelerator_count": 1,
         "event": "from",
+        "from_at": replica.serving_at.isoformat(),
         "at": replica.serving_at.isoformat(),
     }
 
@@ -308,6 +309,58 @@ def test_a_living_replica_is_proven_once_per_slot(harbour, tenant):
     for _ in range(3):
         harbour.look()
     assert [fact["event"] for fact in events(endpoint)] == ["from", "alive"]
+
+
+def test_fault_33_an_unready_pod_is_not_billed(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    last_sight = ClusterListing.objects.get(cluster=harbour.pool.cluster).listed_at
+    harbour.cluster.step(ready=False)
+    harbour.look()
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    assert events(endpoint)[1]["at"] == last_sight.isoformat()
+    reconcile(endpoint.id)
+    assert phase(endpoint) is Phase.DEGRADED
+    assert deployment_of(endpoint).held
+    harbour.look()
+    harbour.cluster.step()
+    neighbours.blind = True
+    harbour.settle(endpoint)
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    neighbours.blind = False
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+    first, ended, second = events(endpoint)
+    assert (first["pod_uid"], second["event"]) == (second["pod_uid"], "from")
+    assert first["from_at"] == ended["from_at"] == first["at"] < ended["at"] < second["at"] == second["from_at"]
+
+
+def test_fault_33_an_engine_that_ran_out_of_memory_between_two_looks_is_not_billed_meanwhile(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    (pod,) = harbour.cluster.pods.values()
+    pod["status"]["containerStatuses"][0]["restartCount"] = 1
+    harbour.look()
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    reconcile(endpoint.id)
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to", "from"]
+
+
+def test_fault_33_a_pod_that_nobody_saw_for_a_slot_is_not_billed_meanwhile_and_serves_on(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    long_ago = database_now() - timedelta(minutes=6)
+    Observed.objects.update(observed_at=long_ago)
+    ClusterListing.objects.filter(cluster=harbour.pool.cluster).update(listed_at=long_ago)
+    Replica.objects.update(alive_at=long_ago, serving_at=long_ago)
+    harbour.look()
+    assert [pod.state for pod in neighbours.pods[deployment_of(endpoint).id]] == ["serving"]
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    assert events(endpoint)[1]["at"] == long_ago.isoformat()
+    assert endpoint.id in set(due())
+    sweep()
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to", "from"]
+    assert phase(endpoint) is Phase.RUNNING
 
 
 def test_a_full_pool_makes_the_next_endpoint_wait_until_room_appears(harbour, tenant):

@@ -1,5 +1,6 @@
 """A replica's life and what is billed of it."""
 
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -72,10 +73,28 @@ def test_a_stopped_endpoint_proves_no_more():
     assert one(serving(), {UID: pod(UID)}, as_of_s=301, stopped_s=200) == []
 
 
-def test_a_pod_that_stops_answering_keeps_its_last_proof_and_bills_no_more():
-    changes = one(serving(), {UID: pod(UID, ready=False)})
-    assert changes == [Change(UID, ReplicaState.SERVING, at(90))]
-    assert one(serving(alive_s=90, was_ready=False), {UID: pod(UID, ready=False)}, as_of_s=700) == []
+def test_a_pod_that_stops_answering_ends_its_span_at_its_last_proof_and_proves_itself_anew():
+    assert one(serving(), {UID: pod(UID, ready=False)}) == [Change(UID, ReplicaState.PROVING, at(90), TO, at(90))]
+    waiting = Life(UID, ReplicaState.PROVING, None, at(90), was_ready=False)
+    assert one(waiting, {UID: pod(UID, ready=False)}, as_of_s=700) == []
+    assert one(waiting, {UID: pod(UID)}, as_of_s=700) == []
+
+
+def test_an_engine_that_began_anew_between_two_looks_was_away_in_between():
+    life = replace(serving(), restarted=True)
+    assert one(life, {UID: pod(UID)}) == [Change(UID, ReplicaState.PROVING, at(90), TO, at(90))]
+
+
+def test_a_pod_out_of_sight_for_longer_than_a_slot_is_billed_to_its_last_proof_and_serves_on():
+    assert one(serving(), {UID: pod(UID)}, as_of_s=391) == [Change(UID, ReplicaState.SERVING, at(90), TO, at(90))]
+    lost = Life(UID, ReplicaState.SERVING, None, at(90), was_ready=True)
+    assert one(lost, {UID: pod(UID)}, as_of_s=1000) == []
+    assert one(lost, {UID: pod(UID, ready=False)}) == [Change(UID, ReplicaState.PROVING, at(90))]
+    assert one(lost, {}) == [Change(UID, ReplicaState.GONE, at(90))]
+
+
+def test_a_stop_before_the_last_proof_ends_the_span_of_a_pod_that_answers_no_more():
+    assert one(serving(), {UID: pod(UID, ready=False)}, stopped_s=60)[0].fact_at == at(60)
 
 
 @settings(deadline=None)

@@ -132,7 +132,8 @@ class World:
                 self.set(applied=DELETED, seen=gone)
             case do.Probe(pod_uid=uid):
                 proven = tuple(
-                    replace(item, state=ReplicaState.SERVING) if item.pod_uid == uid else item for item in row.replicas
+                    replace(item, state=ReplicaState.SERVING, proven=True) if item.pod_uid == uid else item
+                    for item in row.replicas
                 )
                 self.set(replicas=proven)
             case do.ProgramRoute(routed=routed):
@@ -151,7 +152,9 @@ class World:
         while len(pods) < row.seen.replicas:
             pods.append(pod(UUID(int=next(self.uids)), spec_hash=row.seen.spec_hash))
         known = {item.pod_uid: item for item in row.replicas}
-        replicas = tuple(known.get(UUID(item.uid), ReplicaRow(UUID(item.uid), ReplicaState.PROVING)) for item in pods)
+        replicas = tuple(
+            known.get(UUID(item.uid), ReplicaRow(UUID(item.uid), ReplicaState.PROVING, proven=False)) for item in pods
+        )
         seen = replace(row.seen, pods=tuple(pods), ready=len(pods), settled=True)
         gone = seen.generation == 0 and not pods
         self.set(seen=None if gone else seen, replicas=replicas, fresh=True)
