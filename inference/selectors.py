@@ -144,22 +144,13 @@ def endpoint_view(endpoint: Endpoint) -> EndpointView:
 
 
 def route_list() -> list[wire.RouteRecord]:
-    """The routes of all live endpoints (system role): what the projection rebuilds Redis from.
-
-    An endpoint of a release that this start does not know (another MODEL) has none.
-    """
-    known = list(catalogue().releases)
-    return [
-        _route(item)
-        for item in _endpoints()
-        .select_related("tenant")
-        .filter(deletion_requested_at__isnull=True, release__in=known)
-        .order_by("id")
-    ]
+    """The routes of all live endpoints (system role): what the projection rebuilds Redis from."""
+    live = _endpoints().select_related("tenant").filter(deletion_requested_at__isnull=True).order_by("id")
+    return [route for route in map(_route, live) if route is not None]
 
 
 def route_get(endpoint_id: UUID) -> wire.RouteRecord | None:
-    """One live endpoint's route; None once its delete was asked for."""
+    """One live endpoint's route; None once its delete was asked for, or where the catalogue forgot it."""
     found = _endpoints().select_related("tenant").filter(id=endpoint_id, deletion_requested_at__isnull=True).first()
     return _route(found) if found else None
 
@@ -234,10 +225,13 @@ def _endpoints() -> QuerySet[Endpoint, Endpoint]:
     return live.prefetch_related(deployments)
 
 
-def _route(endpoint: Endpoint) -> wire.RouteRecord:
-    release = catalogue().releases[endpoint.release]
+def _route(endpoint: Endpoint) -> wire.RouteRecord | None:
     deployments = list(endpoint.deployments.all())
-    lengths = [catalogue().recipes[item.recipe].max_model_len or release.max_context for item in deployments]
+    release = catalogue().releases.get(endpoint.release)
+    recipes = [catalogue().recipes.get(item.recipe) for item in deployments]
+    if release is None or None in recipes:
+        return None
+    lengths = [recipe.max_model_len or release.max_context for recipe in recipes if recipe is not None]
     return wire.RouteRecord(
         endpoint_id=ids.encode(ids.ENDPOINT, endpoint.id),
         tenant_id=str(endpoint.tenant_id),

@@ -88,8 +88,8 @@ def endpoint_create(
 def endpoint_scale(*, endpoint: Endpoint, actor: str, replicas: int) -> Endpoint:
     """Change how many replicas run; 0 keeps the URL and stops the bill.
 
-    Problems: invalid_parameter, conflict (being deleted), quota_exceeded, no_pool_fits (more than the pool
-    has in all), insufficient_balance.
+    Problems: invalid_parameter (also a release that the catalogue forgot), conflict (being deleted),
+    quota_exceeded, no_pool_fits (more than the pool has in all), insufficient_balance.
     """
     _replicas(replicas)
     locked = _lock(endpoint)
@@ -98,6 +98,7 @@ def endpoint_scale(*, endpoint: Endpoint, actor: str, replicas: int) -> Endpoint
         return locked
     more = deployment.accelerators * (replicas - deployment.replicas)
     if more > 0:
+        _release(locked.release)
         _lock_quota(locked.tenant_id)
         _check_accelerators(locked.tenant_id, more)
         _check_pool(deployment, replicas)
@@ -121,10 +122,15 @@ def endpoint_pause(*, endpoint: Endpoint, actor: str) -> Endpoint:
 
 @transaction.atomic
 def endpoint_resume(*, endpoint: Endpoint, actor: str) -> Endpoint:
-    """Run again; a repeat changes nothing. Problems: insufficient_balance, conflict (being deleted)."""
+    """Run again; a repeat changes nothing.
+
+    Problems: insufficient_balance, conflict (being deleted), invalid_parameter (a release that the catalogue
+    forgot).
+    """
     locked = _lock(endpoint)
     if locked.paused_at is None:
         return locked
+    _release(locked.release)
     deployment = Deployment.objects.select_related("pool", "endpoint").get(endpoint=locked)
     if deployment.replicas:
         _place_hold(deployment)

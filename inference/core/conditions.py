@@ -18,6 +18,8 @@ SERVING, DEGRADED, UPDATING, UPDATE_FAILED = "Serving", "Degraded", "Updating", 
 RECOVERING, WAKING, SCALED_TO_ZERO = "Recovering", "Waking", "ScaledToZero"
 PAUSED, PAUSING, SUSPENDED, DELETING = "Paused", "Pausing", "Suspended", "Deleting"
 
+NOT_IN_CATALOGUE = "NotInCatalogue"
+
 # Facts about a pod that time alone does not heal.
 LASTING = frozenset(
     {

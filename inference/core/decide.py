@@ -11,7 +11,7 @@ from uuid import UUID
 
 from inference.core import conditions as c
 from inference.core.conditions import Condition
-from inference.core.rows import DELETED, DeploymentRow, EndpointRow
+from inference.core.rows import DELETED, Absent, DeploymentRow, EndpointRow
 from inference.core.status import status_of
 from inference.core.words import Finalizer
 from k8s.cluster import Object
@@ -109,14 +109,21 @@ def decide(row: EndpointRow) -> Decision:
     """What to do next for one endpoint, and its status."""
     if row.deleting:
         return _dismantle(row)
-    actions: list[Action] = []
     routed = f"{row.generation}:{row.stop or 'run'}"
-    if row.routed != routed:
-        actions.append(ProgramRoute(routed))
+    actions = [*_route(row, routed)]
     for deployment in row.deployments:
         actions.extend(_advance(row, deployment))
     status = status_of(row, routed)
     return Decision(tuple(actions), status, tuple(Finalizer), row.serving, _retry_s(row, actions, status))
+
+
+def _route(row: EndpointRow, routed: str) -> Iterator[Action]:
+    """Of an endpoint that nobody can describe any more, what the gateways know stays until it stops."""
+    if not any(isinstance(item.workload, Absent) for item in row.deployments):
+        if row.routed != routed:
+            yield ProgramRoute(routed)
+    elif row.routed and row.stop:
+        yield RemoveRoute()
 
 
 def _runnable(row: EndpointRow, deployment: DeploymentRow) -> int:
@@ -128,6 +135,11 @@ def _runnable(row: EndpointRow, deployment: DeploymentRow) -> int:
 
 def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
     wanted = row.wanted(deployment)
+    if isinstance(deployment.workload, Absent):
+        # What runs and serves is left alone: a catalogue that forgot an entry ends nobody's engines.
+        if not wanted:
+            yield from _take_down(deployment)
+        return
     if deployment.paid and not deployment.held and wanted:
         yield PlaceHold(deployment.id)
     share = _share(deployment, wanted)
@@ -135,7 +147,7 @@ def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
         yield Reserve(deployment.id, share)
     run = _runnable(row, deployment)
     if run or deployment.applied:
-        yield from _apply(row, deployment, run)
+        yield from _apply(row, deployment, deployment.workload, run)
     for item in deployment.replicas:
         if wanted and not item.proven and item.pod_uid in deployment.open_pods:
             yield Probe(deployment.id, item.pod_uid)
@@ -155,8 +167,8 @@ def _share(deployment: DeploymentRow, wanted: int) -> int:
     return min(deployment.reserved, max(needed, len(deployment.pods) * deployment.accelerators))
 
 
-def _apply(row: EndpointRow, deployment: DeploymentRow, run: int) -> Iterator[Action]:
-    spec = replace(deployment.workload, generation=row.generation, replicas=run)
+def _apply(row: EndpointRow, deployment: DeploymentRow, workload: WorkloadSpec, run: int) -> Iterator[Action]:
+    spec = replace(workload, generation=row.generation, replicas=run)
     objects = deployment_objects(spec, deployment.pool)
     manifests = json.dumps(tenant_objects(deployment.tenant, deployment.region) + objects, sort_keys=True)
     digest = hashlib.sha256(manifests.encode()).hexdigest()

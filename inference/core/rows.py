@@ -21,6 +21,15 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """Stands where a WorkloadSpec would: the catalogue or the pool no longer says how to run the deployment."""
+
+    deployment_id: UUID
+    replicas: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaRow:
     """One replica that is not gone; `proven` until it stops answering or is lost from sight for long."""
 
@@ -38,7 +47,7 @@ class DeploymentRow:
     facts are younger than that. `weights_known` says that the pool vouches for the weights.
     """
 
-    workload: WorkloadSpec
+    workload: WorkloadSpec | Absent
     pool: PoolBinding
     region: RegionBinding
     tenant: TenantSpec

@@ -2,7 +2,7 @@
 
 from inference.core import conditions as c
 from inference.core.conditions import Condition
-from inference.core.rows import DeploymentRow, EndpointRow, Fault
+from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault
 
 
 def status_of(row: EndpointRow, routed: str) -> tuple[Condition, ...]:
@@ -38,6 +38,8 @@ def _stopped(row: EndpointRow, deployment: DeploymentRow, route: Condition) -> t
 
 
 def _accepted(deployment: DeploymentRow) -> Condition:
+    if isinstance(deployment.workload, Absent):
+        return Condition(c.ACCEPTED, c.FALSE, c.NOT_IN_CATALOGUE, deployment.workload.sentence)
     if deployment.fault is not None and deployment.fault.reason == "ManifestRefused":
         return Condition(c.ACCEPTED, c.FALSE, deployment.fault.reason, deployment.fault.message)
     return Condition(c.ACCEPTED, c.TRUE, "Placed", f"on pool {deployment.pool.name}")
@@ -100,6 +102,11 @@ def _ready(row: EndpointRow, deployment: DeploymentRow, parts: tuple[Condition, 
     wanted = row.wanted(deployment)
     before = next((item for item in row.conditions if item.type == c.READY), None)
     count = f"{serving} of {wanted} replicas serve"
+    accepted = parts[0]
+    if accepted.status == c.FALSE:
+        # Engines of what was accepted before go on; nothing newer can be had.
+        status, reason = (c.TRUE, c.UPDATE_FAILED) if serving else (c.FALSE, accepted.reason)
+        return Condition(c.READY, status, reason, accepted.message)
     if serving:
         return Condition(c.READY, c.TRUE, _serving_reason(row, deployment, before, serving >= wanted), count)
     if before is not None and before.reason in {c.SCALED_TO_ZERO, c.WAKING}:

@@ -8,11 +8,11 @@ from uuid import UUID
 from inference.catalogue_files import catalogue
 from inference.core import conditions
 from inference.core import facts as encoding
-from inference.core.rows import DeploymentRow, EndpointRow, Fault, ReplicaRow
+from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault, ReplicaRow
 from inference.core.words import ReplicaState, Rung
 from inference.core.workload import workload
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
-from k8s.desired import PoolBinding, RegionBinding, TenantSpec
+from k8s.desired import PoolBinding, RegionBinding, TenantSpec, WorkloadSpec
 from tenants.models import Standing
 from tenants.selectors import quota_limit
 
@@ -57,22 +57,9 @@ def _observed(deployment: Deployment) -> Observed | None:
 
 
 def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow:
-    pool, known = deployment.pool, catalogue()
-    recipe, release = known.recipes[deployment.recipe], known.releases[endpoint.release]
-    stored = _observed(deployment)
+    pool, stored = deployment.pool, _observed(deployment)
     return DeploymentRow(
-        workload=workload(
-            tenant_id=endpoint.tenant_id,
-            endpoint_id=endpoint.id,
-            deployment_id=deployment.id,
-            generation=endpoint.generation,
-            replicas=deployment.replicas,
-            release=release,
-            recipe=recipe,
-            image=pool.engine_images[recipe.image or ""]["image"],
-            weights_root=pool.weights_root,
-            counts_cards=bool(pool.resource_name),
-        ),
+        workload=_workload(endpoint, deployment),
         pool=_pool_binding(pool),
         region=RegionBinding(name=endpoint.region),
         tenant=_tenant_spec(endpoint),
@@ -92,6 +79,31 @@ def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow
         ),
         weights_known=pool.releases is not None and endpoint.release in pool.releases,
         pool_free=pool.capacity - pool.reserved,
+    )
+
+
+def _workload(endpoint: Endpoint, deployment: Deployment) -> WorkloadSpec | Absent:
+    pool, known = deployment.pool, catalogue()
+    release, recipe = known.releases.get(endpoint.release), known.recipes.get(deployment.recipe)
+    if release is None or recipe is None:
+        what = f"recipe {deployment.recipe}" if release else f"release {endpoint.release}"
+        why = f"{what} is no longer in the catalogue; delete the endpoint, or ask the operator to bring it back"
+        return Absent(deployment.id, deployment.replicas, why)
+    engine = pool.engine_images.get(recipe.image or "")
+    if engine is None:
+        why = f"pool {pool.name} no longer has an engine image for recipe {recipe.id}; ask the operator for it"
+        return Absent(deployment.id, deployment.replicas, why)
+    return workload(
+        tenant_id=endpoint.tenant_id,
+        endpoint_id=endpoint.id,
+        deployment_id=deployment.id,
+        generation=endpoint.generation,
+        replicas=deployment.replicas,
+        release=release,
+        recipe=recipe,
+        image=engine["image"],
+        weights_root=pool.weights_root,
+        counts_cards=bool(pool.resource_name),
     )
 
 

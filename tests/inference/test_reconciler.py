@@ -12,10 +12,12 @@ from inference.models import ClusterListing, Deployment, Endpoint, Observed, Poo
 from inference.reconciler import perform, run
 from inference.reconciler.claim import StaleClaim, claim
 from inference.reconciler.run import reconcile
-from inference.selectors import endpoint_view
+from inference.selectors import endpoint_view, route_list
 from inference.services import endpoint_delete, endpoint_pause, endpoint_resume, endpoint_scale
 from inference.sweep import due, sweep
 from k8s.cluster import Invalid, Quota, Retry
+from kernel import ids
+from kernel.problems import Problem
 from tenants.models import Outbox, Standing
 from tenants.services import standing_set
 from tests.inference.conftest import create
@@ -497,7 +499,69 @@ def test_pods_that_redis_lost_are_published_by_the_next_sweep(harbour, tenant, n
 
 def test_one_broken_endpoint_does_not_stop_the_sweep(harbour, tenant):
     broken, whole = create(tenant, name="broken"), create(tenant, name="whole")
-    Deployment.objects.filter(endpoint=broken).update(recipe="forgotten")
+    Endpoint.objects.filter(id=broken.id).update(conditions=[{"type": "no condition of ours"}])
     sweep()
     assert phase(whole) is Phase.PROVISIONING
-    assert phase(broken) is Phase.REQUESTED
+    assert reconcile(broken.id) is False
+
+
+FORGOTTEN = [
+    ({"release": "local-model"}, {}, "release local-model is no longer in the catalogue; delete the endpoint"),
+    ({}, {"recipe": "old-recipe"}, "recipe old-recipe is no longer in the catalogue; delete the endpoint"),
+]
+
+
+@pytest.mark.parametrize(("of_endpoint", "of_deployment", "sentence"), FORGOTTEN)
+def test_what_the_catalogue_forgot_is_failed_with_a_sentence_and_can_be_deleted(
+    harbour, tenant, neighbours, of_endpoint, of_deployment, sentence
+):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    Endpoint.objects.filter(id=endpoint.id).update(**of_endpoint, due_at=database_now())
+    Deployment.objects.filter(endpoint=endpoint).update(**of_deployment)
+    sweep()
+    # Engines that serve are left alone.
+    assert phase(endpoint) is Phase.UPDATE_FAILED
+    assert endpoint.serving == 1
+    # After a restart of the engines nothing vouches for them any more.
+    harbour.cluster.kill_pods()
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.FAILED
+    assert sentence in endpoint_view(endpoint).message
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    assert ids.encode(ids.ENDPOINT, endpoint.id) not in {item.endpoint_id for item in route_list()}
+    endpoint_delete(endpoint=endpoint, actor="test")
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.DELETED
+    assert not any(ref.kind == "Deployment" for ref in harbour.cluster.objects)
+    assert harbour.cluster.pods == {}
+    assert neighbours.closed == [deployment_of(endpoint).id]
+    assert Pool.objects.get(id=harbour.pool.id).reserved == 0
+
+
+def test_what_the_catalogue_forgot_can_be_paused_and_runs_again_when_it_remembers(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    Deployment.objects.filter(endpoint=endpoint).update(recipe="old-recipe")
+    endpoint_pause(endpoint=endpoint, actor="test")
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.PAUSED
+    assert harbour.cluster.pods == {}
+    assert neighbours.removed == [endpoint.id]
+    Endpoint.objects.filter(id=endpoint.id).update(release="local-model")
+    with pytest.raises(Problem, match="release 'local-model' is not in the catalogue"):
+        endpoint_resume(endpoint=endpoint, actor="test")
+    Endpoint.objects.filter(id=endpoint.id).update(release="tiny-deepseek")
+    Deployment.objects.filter(endpoint=endpoint).update(recipe="tiny-deepseek-cpu")
+    endpoint_resume(endpoint=endpoint, actor="test")
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_a_pool_that_lost_its_engine_image_says_so(harbour, tenant):
+    endpoint = create(tenant)
+    Pool.objects.filter(id=harbour.pool.id).update(engine_images={})
+    harbour.settle(endpoint)
+    assert phase(endpoint) is Phase.FAILED
+    assert f"pool {harbour.pool.name} no longer has an engine image" in endpoint_view(endpoint).message
+    assert harbour.cluster.writes == 0

@@ -156,13 +156,13 @@ def live(row: EndpointRow) -> Live:
 
 
 def _row(tenant: Tenant, view: EndpointView) -> EndpointRow:
-    release = catalogue().releases[view.release]
+    release = catalogue().releases.get(view.release)
     sheet = None if view.rung == Rung.SHARED else sheet_now(tenant, view.sku, view.region)
     return EndpointRow(
         view=view,
         owned=view.tenant_id == tenant.id,
-        title=release.repo,
-        is_test=release.test,
+        title=release.repo if release else view.release,
+        is_test=release is not None and release.test,
         currency=tenant.currency,
         day_of_one=time_cost(sheet, DAY_S * view.accelerators),
     )
