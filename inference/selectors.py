@@ -149,6 +149,12 @@ def route_list() -> list[wire.RouteRecord]:
     return [route for route in map(_route, live) if route is not None]
 
 
+def endpoint_ids_live() -> set[str]:
+    """Public ids of all endpoints that are to stay (system role)."""
+    live = Endpoint.objects.filter(deletion_requested_at__isnull=True, archived_at__isnull=True)
+    return {ids.encode(ids.ENDPOINT, found) for found in live.values_list("id", flat=True)}
+
+
 def route_get(endpoint_id: UUID) -> wire.RouteRecord | None:
     """One live endpoint's route; None once its delete was asked for, or where the catalogue forgot it."""
     found = _endpoints().select_related("tenant").filter(id=endpoint_id, deletion_requested_at__isnull=True).first()

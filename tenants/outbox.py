@@ -1,6 +1,7 @@
 """The outbox: facts from one room to another, at least once, in order per topic."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Q
@@ -21,6 +22,12 @@ def take(*, topic: str, limit: int = 500) -> list[Outbox]:
         .filter(Q(topic=topic), published_at__isnull=True)
         .order_by("id")[:limit]
     )
+
+
+def expire(*, topics: Sequence[str], before: datetime) -> int:
+    """Forget facts of these topics that took effect before then; how many. None that waits is lost."""
+    deleted, _ = Outbox.objects.filter(topic__in=topics, published_at__lt=before).delete()
+    return deleted
 
 
 def mark(rows: Sequence[Outbox]) -> None:

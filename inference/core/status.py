@@ -4,6 +4,8 @@ from inference.core import conditions as c
 from inference.core.conditions import Condition
 from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault
 
+_SUSPENDED = "The tenant's money is used up: top up, and it runs again by itself."
+
 
 def status_of(row: EndpointRow, routed: str) -> tuple[Condition, ...]:
     """All conditions of an endpoint that is to stay; `routed` is what its route should say."""
@@ -32,7 +34,9 @@ def _stopped(row: EndpointRow, deployment: DeploymentRow, route: Condition) -> t
     if reason == c.PAUSED and not empty:
         reason = c.PAUSING
     left = len(deployment.pods)
-    message = "" if empty else f"{left} pods are still finishing their requests"
+    message = _SUSPENDED if reason == c.SUSPENDED else ""
+    if not empty:
+        message = f"{message} {left} pods are still finishing their requests.".lstrip()
     middle = tuple(Condition(name, c.FALSE, reason) for name in c.TYPES[1:5])
     return (_accepted(deployment), *middle, route, Condition(c.READY, c.FALSE, reason, message))
 

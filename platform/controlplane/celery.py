@@ -21,6 +21,7 @@ EVERY_S = {
     "controlplane.project": 30.0,
     "billing.draft_invoices": 15.0,
     "billing.check_books": 3600.0,
+    "controlplane.expire": 3600.0,
 }
 
 app = Celery("moorage")

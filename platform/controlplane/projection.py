@@ -17,7 +17,7 @@ from inference import selectors as inference
 from inference.ports import Unavailable
 from kernel import ids, wire
 from kernel.pricing import canonical
-from tenants.models import ApiKey, Scope, Standing
+from tenants.models import ApiKey, Scope, Standing, Tenant
 
 PURSES = ["general"]
 # KEYS key; ARGV version, record: only forward.
@@ -126,8 +126,22 @@ def project_all() -> None:
         project_key(key_record(key))
     for record in inference.route_list():
         _write_route(record)
+    _remove_stray_routes()
     project_sheets()
     client().set(wire.EPOCH, "1")
+
+
+def _remove_stray_routes() -> None:
+    """Take away routes of endpoints that are to go: one may have gone while its route was being written.
+
+    Redis is read before PostgreSQL, so an endpoint that is made meanwhile is not among the strays.
+    """
+    pipe = client().pipeline(transaction=False)
+    for tenant_id in Tenant.objects.values_list("id", flat=True):
+        pipe.smembers(wire.endpoints(tenant_id))
+    routed = {name.decode() for names in pipe.execute() for name in names}
+    for stray in routed - inference.endpoint_ids_live():
+        remove_route(ids.decode(ids.ENDPOINT, stray))
 
 
 def _write_route(record: wire.RouteRecord) -> None:

@@ -1,11 +1,27 @@
-"""Celery's door to the projection."""
+"""Celery's doors to what joins the rooms: the projection, and the end of what nobody reads again."""
+
+from datetime import timedelta
 
 from celery import shared_task
 
+from controlplane.api import idempotency
 from controlplane.projection import project_all
+from inference.billable import TOPIC
+from kernel.clock import utcnow
+from tenants import outbox
+
+# Far longer than a fact may be repeated; billing keeps its own copy.
+FACTS_KEPT = timedelta(days=7)
 
 
 @shared_task(name="controlplane.project")
 def project() -> None:
     """Write the whole projection: enough alone, whatever write was lost."""
     project_all()
+
+
+@shared_task(name="controlplane.expire")
+def expire() -> None:
+    """Forget facts that took effect long ago, and answers that are replayed no more."""
+    outbox.expire(topics=[TOPIC], before=utcnow() - FACTS_KEPT)
+    idempotency.expire()

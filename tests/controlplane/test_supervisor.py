@@ -159,6 +159,26 @@ def test_a_program_that_is_absent_is_reported_by_name(tmp_path: Path) -> None:
         asyncio.run(scenario())
 
 
+def test_whatever_prepare_trips_over_is_said_and_tried_again(tmp_path: Path, diary: Diary) -> None:
+    troubles: list[Exception] = [ValueError("half a configuration"), KeyError("port")]
+
+    def prepare() -> None:
+        if troubles:
+            raise troubles.pop(0)
+
+    async def scenario() -> list[str]:
+        said: list[str] = []
+        supervisor = new_supervisor(tmp_path, said)
+        await supervisor.start([diary.part("redis", prepare=prepare)])
+        await supervisor.stop(lambda names: None)
+        return said
+
+    first, second = asyncio.run(scenario())
+    assert "redis ended (half a configuration)" in first
+    assert "redis ended ('port')" in second
+    assert len(diary.pids("redis")) == 1
+
+
 def test_children_end_with_a_supervisor_that_is_killed(tmp_path: Path, diary: Diary) -> None:
     part = diary.part("web")
     argv = tied(list(part.argv), signal.SIGTERM)

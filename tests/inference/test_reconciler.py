@@ -413,6 +413,13 @@ def test_a_suspended_tenants_engines_end_and_come_back_with_its_standing(harbour
     assert endpoint.id in set(due())
     harbour.settle(endpoint)
     assert phase(endpoint) is Phase.SUSPENDED
+    assert harbour.cluster.pods == {}
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to"]
+    view = endpoint_view(endpoint)
+    assert (view.reason, view.message) == (
+        "Suspended",
+        "The tenant's money is used up: top up, and it runs again by itself.",
+    )
     assert not deployment_of(endpoint).held
     neighbours.poor = True
     standing_set(tenant_id=tenant.id, standing=Standing.ACTIVE, actor="test")
@@ -421,6 +428,20 @@ def test_a_suspended_tenants_engines_end_and_come_back_with_its_standing(harbour
     neighbours.poor = False
     harbour.settle(endpoint)
     assert phase(endpoint) is Phase.RUNNING
+    assert [fact["event"] for fact in events(endpoint)] == ["from", "to", "from"]
+
+
+def test_a_suspension_is_found_by_the_sweep_alone_and_by_no_pass_again(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    standing_set(tenant_id=tenant.id, standing=Standing.SUSPENDED, actor="test")
+    for _ in range(3):
+        sweep()
+        harbour.cluster.step()
+    assert phase(endpoint) is Phase.SUSPENDED
+    assert harbour.cluster.pods == {}
+    sweep()
+    assert endpoint.id not in set(due())
 
 
 def test_drift_is_found_by_a_listing_and_repaired(harbour, tenant):

@@ -63,6 +63,11 @@ def once(request: Request, act: Callable[[], Response], *, shown_once: str | Non
     return response
 
 
+def expire() -> None:
+    """Forget answers that are replayed no more."""
+    Idempotency.objects.filter(expires_at__lt=utcnow()).delete()
+
+
 def _lock(name: str) -> None:
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     with connection.cursor() as cursor:

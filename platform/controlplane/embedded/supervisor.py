@@ -70,8 +70,9 @@ class _Keeper:
         while not self.stopping:
             try:
                 self.ending = _ending(await self._run_once())
-            except OSError as error:  # a program that is absent, a disk that is full, a port that stays taken
-                self.ending = str(error)
+            except Exception as error:  # noqa: BLE001  whatever it is, the part must be kept
+                # An absent program, a full disk, a taken port, a fault in `prepare`: the next attempt may succeed.
+                self.ending = str(error) or type(error).__name__
             if self.stopping:
                 return
             self.failures += 1
