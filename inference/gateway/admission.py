@@ -5,16 +5,20 @@ Short of money it asks the lender and tries once more. What a reservation still 
 """
 
 import asyncio
+import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from inference.gateway import authn
+from inference.gateway.core import limits
+from inference.gateway.core.limits import Limit
 from inference.gateway.core.quote import Quote
+from inference.gateway.core.request import Size
 from inference.gateway.projection import incomplete
 from inference.gateway.redis_client import Redis, Script, Unreachable
 from kernel import wire
@@ -42,10 +46,17 @@ _SETTLE = Script(Path(__file__).with_name("settle.lua").read_text())
 
 @dataclass(slots=True)
 class Ask:
-    """What wants to be admitted. `key_anew` and `price_at` are asked again where Redis knows better."""
+    """What wants to be admitted. `key_anew` and `price_at` are asked again where Redis knows better.
+
+    `user` is the client's own name of its end user, "" where it gave none.
+    """
 
     request_id: str
     key: wire.KeyRecord
+    route: wire.RouteRecord
+    size: Size
+    answers: int
+    user: str
     key_anew: Callable[[], Awaitable[wire.KeyRecord]]
     price_at: Callable[[datetime], Awaitable[Quote]]
     affordable: Callable[[Quote, int], int]  # (quote, free pico-units) -> max_tokens
@@ -63,6 +74,7 @@ class Grant:
     purse: str | None
     generation: int | None
     headers: dict[str, str]
+    limits: Sequence[Limit]
 
     @property
     def float_name(self) -> str | None:
@@ -86,8 +98,9 @@ class _Wish:
 class Admission:
     """Admits and settles in one Redis."""
 
-    def __init__(self, redis: Redis, longest_s: float) -> None:
+    def __init__(self, redis: Redis, longest_s: float, pepper: bytes) -> None:
         self._redis = redis
+        self._pepper = pepper
         self._longest_ms = int(longest_s * 1000)
         self._settling: set[asyncio.Future[Any]] = set()
 
@@ -96,9 +109,10 @@ class Admission:
         key, quote = ask.key, await ask.price_at(utcnow())
         lender: _Wish | None = None
         for _ in range(_TRIES):
-            cause, now_ms, *rest = await self._run(ask.request_id, key, quote)
+            met = self._limits(ask, key, quote)
+            cause, now_ms, *rest = await self._run(ask.request_id, key, quote, met)
             if cause == "admitted":
-                return _grant(ask.request_id, key, quote, now_ms, rest)
+                return _grant(ask.request_id, key, quote, met, now_ms, rest)
             if cause == "stale":
                 key = await ask.key_anew()
             elif cause == "repriced":
@@ -108,16 +122,30 @@ class Admission:
                 await self._change(lender)
             elif cause == "short":
                 raise _short(quote, key, free=int(rest[0]), dry=rest[1] == "1", affordable=ask.affordable)
+            elif cause == "over":
+                raise limits.refusal(met[int(rest[0]) - 1], int(rest[1]), time.time())
             else:
                 raise _refusal(cause, key)
         raise incomplete()
 
-    def settle(self, *, request_id: str, key_id: str, float_name: str | None, give_back_pico: int) -> None:
-        """End a reservation in the background; nothing that happens to the request stops it."""
+    def settle(
+        self,
+        *,
+        request_id: str,
+        key_id: str,
+        float_name: str | None,
+        give_back_pico: int,
+        corrections: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """End a reservation in the background; nothing that happens to the request stops it.
+
+        `corrections` are what each counter of a limit took too much, or too little, as (name, difference).
+        """
         names = [wire.concurrency(key_id)]
         if float_name is not None:
             names += (float_name, wire.reservations(float_name))
-        args = (request_id, str(give_back_pico))
+        names += [name for name, _ in corrections]
+        args = (request_id, str(give_back_pico), *[str(difference) for _, difference in corrections])
 
         def ended(reply: asyncio.Future[Any]) -> None:
             self._settling.discard(reply)
@@ -138,7 +166,21 @@ class Admission:
         while self._settling and time.monotonic() < until:
             await asyncio.wait(self._settling, timeout=until - time.monotonic())
 
-    async def _run(self, request_id: str, key: wire.KeyRecord, quote: Quote) -> list[str]:
+    def _limits(self, ask: Ask, key: wire.KeyRecord, quote: Quote) -> Sequence[Limit]:
+        if not limits.any_of(key, ask.route):
+            return ()
+        named = f"{key.tenant_id}\x1f{ask.user}".encode()
+        return limits.limits(
+            key,
+            ask.route,
+            size=ask.size,
+            answers=ask.answers,
+            amount_pico=quote.amount_pico,
+            user=hmac.digest(self._pepper, named, "sha256").hex()[:32] if ask.user else "",
+            now_s=time.time(),
+        )
+
+    async def _run(self, request_id: str, key: wire.KeyRecord, quote: Quote, met: Sequence[Limit]) -> list[str]:
         floats = [wire.float_key(key.tenant_id, purse, key.currency) for purse in key.purses]
         names = [
             wire.EPOCH,
@@ -149,7 +191,9 @@ class Admission:
         ]
         for name in floats:
             names += (name, wire.reservations(name))
-        args = (
+        purses = len(names)
+        names += [limit.counter for limit in met]
+        args: tuple[str | int, ...] = (
             self._redis.run_id or "",
             key.version,
             _standing(key),
@@ -161,7 +205,10 @@ class Admission:
             request_id,
             str(quote.amount_pico),
             self._longest_ms,
+            purses,
         )
+        for limit in met:
+            args += (str(limit.taken), str(limit.taken - limit.most), str(limit.most), limit.expires_at)
         try:
             reply = await self._redis.script(_ADMIT, names, args)
         except Unreachable:
@@ -171,6 +218,7 @@ class Admission:
                     key_id=key.key_id,
                     float_name=name,
                     give_back_pico=quote.amount_pico,
+                    corrections=[(limit.counter, -limit.taken) for limit in met],
                 )
             raise
         return [part.decode() for part in reply]
@@ -190,12 +238,12 @@ class Admission:
             await asyncio.sleep(LENDER_POLL_S)
             wish.seen = await self._redis.call(*wish.look)
 
-    def _keep_settling(self, names: list[str], args: tuple[str, str]) -> None:
+    def _keep_settling(self, names: list[str], args: tuple[str, ...]) -> None:
         task = asyncio.create_task(self._settle(names, args))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    async def _settle(self, names: list[str], args: tuple[str, str]) -> None:
+    async def _settle(self, names: list[str], args: tuple[str, ...]) -> None:
         for _ in range(SETTLE_TRIES):
             try:
                 await self._redis.script(_SETTLE, names, args)
@@ -205,9 +253,15 @@ class Admission:
         log.error("request %s was not settled; its reservation expires", args[0])
 
 
-def _grant(request_id: str, key: wire.KeyRecord, quote: Quote, now_ms: str, rest: list[str]) -> Grant:
-    left, number, generation = rest
+def _grant(
+    request_id: str, key: wire.KeyRecord, quote: Quote, met: Sequence[Limit], now_ms: str, rest: list[str]
+) -> Grant:
+    left, number, generation, *left_of = rest
     reserved = int(number) > 0
+    shown = _limit_headers(key, int(left))
+    if met:
+        policy, state = limits.headers(met, [int(of) for of in left_of], time.time())
+        shown = {"ratelimit-policy": shown["ratelimit-policy"] + policy, "ratelimit": shown["ratelimit"] + state}
     return Grant(
         request_id=request_id,
         key=key,
@@ -216,7 +270,8 @@ def _grant(request_id: str, key: wire.KeyRecord, quote: Quote, now_ms: str, rest
         reserved_pico=quote.amount_pico if reserved else 0,
         purse=key.purses[int(number) - 1] if reserved else None,
         generation=int(generation) if reserved else None,
-        headers=_limit_headers(key, int(left)),
+        headers=shown,
+        limits=met,
     )
 
 

@@ -1,10 +1,13 @@
 -- Admit one request, all or nothing: key, limits and money in one step.
--- KEYS  1 epoch  2 float run  3 key  4 requests of this minute  5 concurrency  then per purse: float, reservations
+-- KEYS  1 epoch  2 float run  3 key  4 requests of this minute  5 concurrency  then per purse: float, reservations;
+--       then the counters of further limits
 -- ARGV  1 run_id  2 key version  3 standing ('live' or why not)  4 key expiry ms ('' none)
 --       5 price from ms  6 price until ms ('' open)  7 requests per minute  8 concurrency
---       9 request id  10 amount  11 longest request ms
--- Returns cause, time ms, then: admitted -> requests left, purse number (0 none), generation; short -> free, dry.
--- Money is decimal text that HINCRBY adds; a script's numbers are doubles, so only signs are looked at here.
+--       9 request id  10 amount  11 longest request ms  12 index of the last purse's last key
+--       then per counter: what to take, that less its limit, the limit, when it may be forgotten (Unix seconds)
+-- Returns cause, time ms, then: admitted -> requests left, purse number (0 none), generation, left of each counter;
+-- short -> free, dry; over -> which counter, what it held.
+-- Money is decimal text that Redis adds; a script's numbers are doubles, so only signs are looked at here.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local stamp = string.format('%.0f', now)
@@ -27,10 +30,27 @@ if open >= tonumber(ARGV[8]) then
   if open >= tonumber(ARGV[8]) then return {'concurrency', stamp} end
 end
 
+local purses = tonumber(ARGV[12])
+local function give_back(last)
+  for i = purses + 1, last do redis.call('DECRBY', KEYS[i], ARGV[4 * (i - purses) + 9]) end
+end
+local left = {}
+for i = purses + 1, #KEYS do
+  local at = 4 * (i - purses) + 9
+  local beyond = redis.call('INCRBY', KEYS[i], ARGV[at + 1])
+  redis.call('INCRBY', KEYS[i], ARGV[at + 2])
+  redis.call('EXPIREAT', KEYS[i], ARGV[at + 3])
+  if beyond > 0 then
+    give_back(i)
+    return {'over', stamp, tostring(i - purses), redis.call('GET', KEYS[i])}
+  end
+  left[i - purses] = string.format('%.0f', -beyond)
+end
+
 local expiry = string.format('%.0f', now + tonumber(ARGV[11]))
 local purse, generation = 0, ''
 if ARGV[10] ~= '0' then
-  for i = 6, #KEYS, 2 do
+  for i = 6, purses, 2 do
     generation = redis.call('HGET', KEYS[i], 'gen')
     if generation then
       if redis.call('HINCRBY', KEYS[i], 'free', '-' .. ARGV[10]) >= 0 then
@@ -42,7 +62,8 @@ if ARGV[10] ~= '0' then
     end
   end
   if purse == 0 then
-    local last = redis.call('HMGET', KEYS[#KEYS - 1], 'free', 'dry')
+    give_back(#KEYS)
+    local last = redis.call('HMGET', KEYS[purses - 1], 'free', 'dry')
     return {'short', stamp, last[1] or '0', last[2] or '0'}
   end
 end
@@ -54,4 +75,4 @@ if used == 0 then redis.call('EXPIRE', KEYS[4], 120) end
 if used == 0 or open == 0 then
   redis.call('PEXPIREAT', KEYS[5], string.format('%.0f', now + tonumber(ARGV[11]) + 120000))
 end
-return {'admitted', stamp, tostring(tonumber(ARGV[7]) - used - 1), tostring(purse), generation}
+return {'admitted', stamp, tostring(tonumber(ARGV[7]) - used - 1), tostring(purse), generation, unpack(left)}

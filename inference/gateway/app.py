@@ -13,6 +13,7 @@ from inference.gateway import recovery
 from inference.gateway.admission import Admission
 from inference.gateway.completions import Completions
 from inference.gateway.config import Address, Config
+from inference.gateway.core.limits import recovered_corrections
 from inference.gateway.flights import Flights
 from inference.gateway.internal import Internal
 from inference.gateway.journal import Journal
@@ -48,7 +49,7 @@ class App:
         self._journal = Journal(directory, boot_id, _journal_failed)
         self._redis = Redis(config.redis_url)
         self._projection = Projection(self._redis)
-        self._admission = Admission(self._redis, config.longest_s)
+        self._admission = Admission(self._redis, config.longest_s, config.pepper)
         self._pool = Pool()
         self._flights = Flights()
         self._meter_knows = False
@@ -150,6 +151,7 @@ class App:
                 key_id=str(event.api_key_id),
                 float_name=_float_name(event),
                 give_back_pico=max(0, event.reserved_pico - event.quoted_pico),
+                corrections=recovered_corrections(event),
             )
 
 

@@ -12,6 +12,7 @@ from inference.gateway.admission import Admission, Ask
 from inference.gateway.config import Address, Config
 from inference.gateway.core import request as bodies
 from inference.gateway.core import usage
+from inference.gateway.core.limits import corrections
 from inference.gateway.core.quote import Quote, affordable_tokens, quote
 from inference.gateway.core.request import Usage
 from inference.gateway.core.usage import Counts
@@ -103,7 +104,8 @@ class Completions:
         def affordable(offer: Quote, free_pico: int) -> int:
             return affordable_tokens(offer.sheet, free_pico=free_pico, size=size, answers=call.answers)
 
-        grant = await self._admission.admit(Ask(request.request_id, key, key_anew, price_at, affordable))
+        ask = Ask(request.request_id, key, route, size, call.answers, call.user, key_anew, price_at, affordable)
+        grant = await self._admission.admit(ask)
         return Job.begin(
             source=self._config.gateway_id,
             path=request.path,
@@ -269,7 +271,7 @@ class Completions:
         )
         job.ended = True
         await self._journal.close(event)
-        self._settle(job, cost_pico=cost_pico)
+        self._settle(job, counts, cost_pico=cost_pico)
         self._metrics.add("gateway_requests_total", route=job.path, end=finish)
         for meter, count in counts.meters().items():
             self._metrics.add("gateway_tokens_total", count, meter=meter)
@@ -284,15 +286,16 @@ class Completions:
         job.ended = True
         if job.opened:
             self._journal.drop(job.request_id)
-        self._settle(job, cost_pico=0)
+        self._settle(job, Counts(), cost_pico=0)
 
-    def _settle(self, job: Job, *, cost_pico: int) -> None:
+    def _settle(self, job: Job, counts: Counts, *, cost_pico: int) -> None:
         grant = job.grant
         self._admission.settle(
             request_id=job.request_id,
             key_id=grant.key.key_id,
             float_name=grant.float_name,
             give_back_pico=max(0, grant.reserved_pico - cost_pico),
+            corrections=corrections(grant.limits, counts, cost_pico) if grant.limits else (),
         )
 
 

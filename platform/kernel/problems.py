@@ -30,6 +30,7 @@ IDEMPOTENCY_KEY_MISSING = _t("idempotency_key_missing", 400, "Idempotency-Key is
 INVALID_API_KEY = _t("invalid_api_key", 401, "The API key is not valid", "authentication_error")
 UNAUTHENTICATED = _t("unauthenticated", 401, "Sign in or send an API key", "authentication_error")
 INSUFFICIENT_BALANCE = _t("insufficient_balance", 402, "The balance does not cover this", "billing_error")
+SPEND_CAPPED = _t("spend_cap_reached", 402, "Your own spend cap is reached", "billing_error")
 FORBIDDEN = _t("forbidden", 403, "Not allowed", "permission_error")
 TENANT_SUSPENDED = _t("tenant_suspended", 403, "The tenant is suspended", "permission_error")
 NOT_FOUND = _t("not_found", 404, "Not found")
@@ -44,6 +45,10 @@ UNSUPPORTED_MEDIA_TYPE = _t("unsupported_media_type", 415, "The content type is 
 IDEMPOTENCY_MISMATCH = _t("idempotency_mismatch", 422, "This key was used with another body")
 NO_POOL_FITS = _t("no_pool_fits", 422, "No pool can run this")
 RATE_LIMITED = _t("rate_limit_exceeded", 429, "Your rate limit is reached", "rate_limit_error")
+TOKENS_LIMITED = _t("token_limit_exceeded", 429, "Your limit of tokens is reached", "rate_limit_error")
+RESERVATION_EXCEEDED = _t(
+    "reservation_exceeded", 429, "The endpoint's reserved throughput is used up", "rate_limit_error"
+)
 CONCURRENCY_LIMITED = _t("concurrency_limit_exceeded", 429, "Your concurrency limit is reached", "rate_limit_error")
 QUOTA_EXCEEDED = _t("quota_exceeded", 429, "Your quota is reached", "rate_limit_error")
 HEADERS_TOO_LARGE = _t("headers_too_large", 431, "The request headers are too large")

@@ -64,6 +64,26 @@ def rpm(key_id: str | UUID, minute: int) -> str:
     return f"v1:rpm:{key_id}:{minute}"
 
 
+def tpm(owner_id: str | UUID, what: str, minute: int) -> str:
+    """Counter of tokens (`cached`, `uncached`, `generated` of a key, `all` of an endpoint) in one minute; expires."""
+    return f"v1:tpm:{owner_id}:{what}:{minute}"
+
+
+def spend(whose: str, month: str) -> str:
+    """Counter of pico-units spent in one calendar month (`2026-11`, UTC) under one cap; expires."""
+    return f"v1:spend:{whose}:{month}"
+
+
+def spend_at_endpoint(tenant_id: str | UUID, endpoint_id: str) -> str:
+    """Whose `spend` it is where a tenant caps what it spends at one endpoint."""
+    return f"{tenant_id}:{endpoint_id}"
+
+
+def spend_of_user(key_id: str | UUID, user_digest: str) -> str:
+    """Whose `spend` it is where a key caps each end user."""
+    return f"{key_id}:{user_digest}"
+
+
 def concurrency(key_id: str | UUID) -> str:
     """Sorted set: reservation id -> expiry in ms; entries past their expiry do not count."""
     return f"v1:conc:{key_id}"
@@ -71,7 +91,11 @@ def concurrency(key_id: str | UUID) -> str:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What the gateway must know of an API key. `models` None allows every endpoint of the tenant."""
+    """What the gateway must know of an API key. `models` None allows every endpoint of the tenant.
+
+    Tokens per minute (`tpm_…`) and caps in pico-units per calendar month: 0 is no limit. `endpoint_caps_pico`
+    maps an endpoint id to the most that the tenant spends there, `user_cap_pico` holds for each end user.
+    """
 
     key_id: str
     public_id: str
@@ -86,6 +110,12 @@ class KeyRecord:
     suspended: bool = False
     expires_at: float | None = None
     models: list[str] | None = None
+    tpm_cached: int = 0
+    tpm_uncached: int = 0
+    tpm_generated: int = 0
+    spend_cap_pico: int = 0
+    user_cap_pico: int = 0
+    endpoint_caps_pico: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class Usage(Enum):
 class Call:
     """A body that passed the checks. `prompts` × `n` answers come back; `max_tokens` is per answer.
 
+    `user` is the client's name of its end user.
+
     `spans` says where its members lie; None where `raw` is what orjson writes for `body`.
     """
 
@@ -64,6 +66,7 @@ class Call:
     prompts: int
     n: int
     max_tokens: int | None
+    user: str = ""
 
     @property
     def answers(self) -> int:
@@ -103,6 +106,7 @@ def parse(raw: bytes, *, chat: bool) -> Call:
         prompts=_messages(body) if chat else _prompts(body),
         n=_whole(body, "n", most=MAX_ANSWERS) or 1,
         max_tokens=_max_tokens(body),
+        user=_user(body),
     )
 
 
@@ -166,6 +170,13 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise _bad(name, f"`{name}` is true or false.")
     return bool(value)
+
+
+def _user(body: Mapping[str, Any]) -> str:
+    user = body.get("user")
+    if user is not None and not isinstance(user, str):
+        raise _bad("user", "`user` is a string.")
+    return user or ""
 
 
 def _whole(body: Mapping[str, Any], name: str, *, most: int | None = None) -> int | None:
