@@ -72,6 +72,16 @@ def balance_for(tenant_id: UUID) -> Balance:
     )
 
 
+def usage_total(tenant_id: UUID, since: datetime, *, api_key_id: UUID | None = None, endpoint_id: str = "") -> int:
+    """Pico-units of the usage that began since then, of one key or at one endpoint."""
+    lines = RatedLine.objects.filter(event__tenant_id=tenant_id, event__started_at__gte=since)
+    if api_key_id is not None:
+        lines = lines.filter(event__api_key_id=api_key_id)
+    if endpoint_id:
+        lines = lines.filter(event__endpoint_id=endpoint_id)
+    return int(lines.aggregate(total=Sum("amount"))["total"] or 0)
+
+
 def usage_list_for(
     tenant_id: UUID,
     *,

@@ -71,7 +71,10 @@ class Scope(models.TextChoices):
 
 
 class ApiKey(models.Model):
-    """A tenant's key. Only its digest is stored; `version` grows with every change of the record."""
+    """A tenant's key. Only its digest is stored; `version` grows with every change of the record.
+
+    `tpm_…` are tokens per minute, `…_cap_pico` pico-units of the tenant's currency per calendar month; 0 is no limit.
+    """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="api_keys")
@@ -83,6 +86,11 @@ class ApiKey(models.Model):
     allowed_models = models.JSONField(null=True, db_column="models")
     rpm = models.PositiveIntegerField(default=600)
     concurrency = models.PositiveIntegerField(default=64)
+    tpm_cached = models.PositiveIntegerField(default=0)
+    tpm_uncached = models.PositiveIntegerField(default=0)
+    tpm_generated = models.PositiveIntegerField(default=0)
+    spend_cap_pico = models.PositiveBigIntegerField(default=0)
+    user_cap_pico = models.PositiveBigIntegerField(default=0)
     version = models.PositiveIntegerField(default=1)
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField(null=True)
@@ -94,6 +102,21 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.public_id})"
+
+
+class EndpointCap(models.Model):
+    """The most that a tenant spends at one endpoint in a calendar month, in pico-units of its currency."""
+
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="endpoint_caps")
+    endpoint_id = models.TextField()
+    cap_pico = models.PositiveBigIntegerField()
+
+    class Meta:
+        db_table = "endpoint_cap"
+        constraints = (models.UniqueConstraint(fields=("tenant", "endpoint_id"), name="endpoint_cap_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.endpoint_id} <= {self.cap_pico}"
 
 
 class Quota(models.Model):

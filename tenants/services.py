@@ -1,5 +1,6 @@
 """Writes of the tenants room."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,10 +15,21 @@ from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS
 from kernel.pricing import canonical
 from kernel.problems import INVALID_PARAMETER, Problem
-from tenants.models import ApiKey, Membership, Quota, Role, Scope, Standing, Tenant, TenantKind
+from tenants.models import ApiKey, EndpointCap, Membership, Quota, Role, Scope, Standing, Tenant, TenantKind
 
 DEFAULT_QUOTAS = {"endpoints": 20, "accelerators": 16}
 MAX_NAME_LENGTH = 80
+MAX_CAP_PICO = 2**62  # what Redis can still add to
+# Limits of a key: the least and the most; 0 is no limit where it is allowed.
+KEY_LIMITS = {
+    "rpm": (1, 1_000_000),
+    "concurrency": (1, 10_000),
+    "tpm_cached": (0, 2_000_000_000),
+    "tpm_uncached": (0, 2_000_000_000),
+    "tpm_generated": (0, 2_000_000_000),
+    "spend_cap_pico": (0, MAX_CAP_PICO),
+    "user_cap_pico": (0, MAX_CAP_PICO),
+}
 
 
 def audit_write(*, actor: str, tenant_id: UUID | None, action: str, detail: dict[str, Any]) -> None:
@@ -92,9 +104,7 @@ def api_key_create(
     scopes = scopes if scopes is not None else [Scope.INFERENCE]
     if not scopes or set(scopes) - set(Scope.values):
         raise Problem(INVALID_PARAMETER, f"scopes are {' and '.join(Scope.values)}, at least one", param="scopes")
-    for param, value, most in (("rpm", rpm, 1_000_000), ("concurrency", concurrency, 10_000)):
-        if not 1 <= value <= most:
-            raise Problem(INVALID_PARAMETER, f"{param} is from 1 to {most}", param=param)
+    _check_limits({"rpm": rpm, "concurrency": concurrency})
     if expires_at is not None and expires_at <= utcnow():
         raise Problem(INVALID_PARAMETER, "expires_at lies in the past; leave it out for no expiry", param="expires_at")
     generated = keys.generate(mode)
@@ -114,6 +124,40 @@ def api_key_create(
 
 
 @transaction.atomic
+def api_key_limit(*, key: ApiKey, limits: Mapping[str, int], actor: str) -> ApiKey:
+    """Change some of a key's limits, named as in KEY_LIMITS. They hold once the projection carries the new version.
+
+    Problem INVALID_PARAMETER names a limit that is unknown or out of range.
+    """
+    _check_limits(limits)
+    locked = ApiKey.objects.select_for_update().get(id=key.id)
+    for name, value in limits.items():
+        setattr(locked, name, value)
+    locked.version += 1
+    locked.save(update_fields=[*limits, "version"])
+    detail = {"public_id": locked.public_id, **{name: str(value) for name, value in limits.items()}}
+    audit_write(actor=actor, tenant_id=locked.tenant_id, action="api_key.limited", detail=detail)
+    return locked
+
+
+@transaction.atomic
+def endpoint_cap_set(*, tenant_id: UUID, endpoint_id: str, cap_pico: int, actor: str) -> list[ApiKey]:
+    """Cap what a tenant spends at one endpoint in a month; 0 takes the cap away. Returns the keys that carry it."""
+    if not 0 <= cap_pico <= MAX_CAP_PICO:
+        raise Problem(INVALID_PARAMETER, "cap is an amount, or 0 for no cap", param="cap")
+    caps = EndpointCap.objects.filter(tenant_id=tenant_id, endpoint_id=endpoint_id)
+    if cap_pico:
+        caps.update_or_create(tenant_id=tenant_id, endpoint_id=endpoint_id, defaults={"cap_pico": cap_pico})
+    else:
+        caps.delete()
+    keys_ = ApiKey.objects.filter(tenant_id=tenant_id)
+    keys_.update(version=F("version") + 1)
+    detail = {"endpoint_id": endpoint_id, "cap_pico": str(cap_pico)}
+    audit_write(actor=actor, tenant_id=tenant_id, action="endpoint.capped", detail=detail)
+    return list(keys_.select_related("tenant"))
+
+
+@transaction.atomic
 def api_key_revoke(*, key: ApiKey, actor: str) -> ApiKey:
     """Revoke a key; a repeat changes nothing. It holds once the projection carries the new version."""
     locked = ApiKey.objects.select_for_update().get(id=key.id)
@@ -128,6 +172,15 @@ def api_key_revoke(*, key: ApiKey, actor: str) -> ApiKey:
             detail={"public_id": locked.public_id},
         )
     return locked
+
+
+def _check_limits(limits: Mapping[str, int]) -> None:
+    for name, value in limits.items():
+        if name not in KEY_LIMITS:
+            raise Problem(INVALID_PARAMETER, f"{name[:40]} is not a limit of a key", param=name[:40])
+        least, most = KEY_LIMITS[name]
+        if not least <= value <= most:
+            raise Problem(INVALID_PARAMETER, f"{name} is from {least} to {most}", param=name)
 
 
 def _name(text: str) -> str:

@@ -1,6 +1,7 @@
 """API keys across two rooms: the row in PostgreSQL, and after commit the record at the gateways."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from uuid import UUID
@@ -8,7 +9,7 @@ from uuid import UUID
 from django.db import transaction
 from redis.exceptions import RedisError
 
-from controlplane.projection import key_record, project_key
+from controlplane.projection import key_record, project_key, seed_spend
 from kernel.wire import KeyRecord
 from tenants import services
 from tenants.models import ApiKey
@@ -42,11 +43,34 @@ def key_create(
     return key, text
 
 
+def key_limit(*, key: ApiKey, limits: Mapping[str, int], actor: str) -> ApiKey:
+    """Change some of a key's limits: after commit they hold from the next request on, at every gateway."""
+    limited = services.api_key_limit(key=key, limits=limits, actor=actor)
+    _carry([limited])
+    return limited
+
+
+def endpoint_cap(*, tenant_id: UUID, endpoint_id: str, cap_pico: int, actor: str) -> None:
+    """Cap what a tenant spends at an endpoint in a month, its own or a shared one; 0 takes the cap away."""
+    keys = services.endpoint_cap_set(tenant_id=tenant_id, endpoint_id=endpoint_id, cap_pico=cap_pico, actor=actor)
+    _carry(keys)
+
+
 def key_revoke(*, key: ApiKey, actor: str) -> ApiKey:
     """Revoke a key: after commit it is refused from the next request on, at every gateway."""
     revoked = services.api_key_revoke(key=key, actor=actor)
     transaction.on_commit(partial(_project, key_record(revoked)))
     return revoked
+
+
+def _carry(keys: Sequence[ApiKey]) -> None:
+    """Caps count from the month's beginning, so their counters are begun while the tenant's usage can be read."""
+    for record in map(key_record, keys):
+        try:
+            seed_spend(record)
+        except RedisError as error:
+            log.warning("the spend of key %s is not counted yet: %s", record.public_id, error)
+        transaction.on_commit(partial(_project, record))
 
 
 def _project(record: KeyRecord) -> None:

@@ -16,6 +16,7 @@ from billing import selectors as billing
 from inference import selectors as inference
 from inference.ports import Unavailable
 from kernel import ids, wire
+from kernel.clock import month_of, utcnow
 from kernel.pricing import canonical
 from tenants.models import ApiKey, Scope, Standing, Tenant
 
@@ -58,12 +59,37 @@ def key_record(key: ApiKey) -> wire.KeyRecord:
         suspended=key.tenant.standing == Standing.SUSPENDED,
         expires_at=key.expires_at.timestamp() if key.expires_at else None,
         models=key.allowed_models,
+        tpm_cached=key.tpm_cached,
+        tpm_uncached=key.tpm_uncached,
+        tpm_generated=key.tpm_generated,
+        spend_cap_pico=key.spend_cap_pico,
+        user_cap_pico=key.user_cap_pico,
+        endpoint_caps_pico={cap.endpoint_id: cap.cap_pico for cap in key.tenant.endpoint_caps.all()},
     )
 
 
 def project_key(record: wire.KeyRecord) -> None:
     """Write one key's record: it holds at every gateway from here on."""
     client().eval(_SET_KEY, 1, wire.key(record.public_id), record.version, wire.dumps(record))
+
+
+def seed_spend(record: wire.KeyRecord) -> None:
+    """Begin the month's counter of each cap with what is posted, where Redis has none: never touch one that runs.
+
+    Before the record itself, where the tenant's usage can be read. Events do not carry an end user, so a cap
+    per end user begins at nothing after a Redis was lost.
+    """
+    start, end = month_of(utcnow())
+    capped: list[tuple[str, UUID | None, str]] = [
+        (wire.spend_at_endpoint(record.tenant_id, name), None, name) for name in record.endpoint_caps_pico
+    ]
+    if record.spend_cap_pico:
+        capped.append((record.key_id, UUID(record.key_id), ""))
+    for whose, key_id, endpoint_id in capped:
+        name = wire.spend(whose, wire.month(start))
+        if not client().exists(name):
+            spent = billing.usage_total(UUID(record.tenant_id), start, api_key_id=key_id, endpoint_id=endpoint_id)
+            client().set(name, spent, nx=True, exat=int(end.timestamp()) + wire.KEPT_S)
 
 
 def project_route(endpoint_id: UUID) -> None:
@@ -122,8 +148,10 @@ def project_sheets() -> None:
 
 def project_all() -> None:
     """Everything, and the epoch last: from then on an absent key means that there is none."""
-    for key in ApiKey.objects.select_related("tenant"):
-        project_key(key_record(key))
+    for key in ApiKey.objects.select_related("tenant").prefetch_related("tenant__endpoint_caps"):
+        known = key_record(key)
+        seed_spend(known)
+        project_key(known)
     for record in inference.route_list():
         _write_route(record)
     _remove_stray_routes()

@@ -7,6 +7,7 @@ Intent (`key`, `route`, `sheets`, `shared`, `endpoints`, `epoch`) is written by 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,8 @@ FLOAT_RUN = "v1:float:run"  # string: the run_id of the Redis that the lender le
 WANT = "v1:want"  # list of Want JSON: gateways push, the lender pops
 SHARED = "v1:shared"  # hash: public model name -> endpoint id
 FLOATS = "v1:floats"  # set of float keys that exist: what the lender walks
+
+KEPT_S = 3600  # counters outlive their minute or month: a request that began in it ends later
 
 PROVING, SERVING, DRAINING = "proving", "serving", "draining"
 
@@ -67,6 +70,11 @@ def rpm(key_id: str | UUID, minute: int) -> str:
 def tpm(owner_id: str | UUID, what: str, minute: int) -> str:
     """Counter of tokens (`cached`, `uncached`, `generated` of a key, `all` of an endpoint) in one minute; expires."""
     return f"v1:tpm:{owner_id}:{what}:{minute}"
+
+
+def month(at: datetime) -> str:
+    """How `spend` names the UTC month of an instant."""
+    return f"{at.astimezone(UTC):%Y-%m}"
 
 
 def spend(whose: str, month: str) -> str:

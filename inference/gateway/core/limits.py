@@ -13,6 +13,7 @@ from math import ceil
 from inference.gateway.core.request import Size
 from inference.gateway.core.usage import Counts
 from kernel import wire
+from kernel.clock import month_of
 from kernel.money import to_string
 from kernel.pricing import IN_HIT, IN_MISS, OUT
 from kernel.problems import RESERVATION_EXCEEDED, SPEND_CAPPED, TOKENS_LIMITED, Problem, ProblemType
@@ -21,7 +22,6 @@ from kernel.usage import UsageEvent
 PICO_PER_MICRO = 1_000_000
 _ALL = "all"
 _SPEND = "spend"
-_KEPT_S = 3600  # how long a counter outlives its window: a request that began in it corrects it later
 
 _TOKENS = "of {most} %s tokens a minute has {left} left and this request may need {taken}; "
 _CAP = (
@@ -57,7 +57,7 @@ class Limit:
     @property
     def expires_at(self) -> int:
         """Unix seconds at which Redis may forget the counter."""
-        return self.until + _KEPT_S
+        return self.until + wire.KEPT_S
 
 
 def any_of(key: wire.KeyRecord, route: wire.RouteRecord) -> bool:
@@ -90,11 +90,6 @@ def limits(
     ]
 
 
-def month_of(at: datetime) -> str:
-    """The calendar month in UTC that a counter of `wire.spend` is named by."""
-    return at.astimezone(UTC).strftime("%Y-%m")
-
-
 def corrections(taken: Sequence[Limit], counts: Counts, cost_pico: int) -> list[tuple[str, int]]:
     """What brings each counter from what was taken to what it came to."""
     came_to = {
@@ -109,7 +104,7 @@ def corrections(taken: Sequence[Limit], counts: Counts, cost_pico: int) -> list[
 
 def recovered_corrections(event: UsageEvent) -> list[tuple[str, int]]:
     """The same for a request whose gateway died, as far as its event tells; its tokens' minute is long over."""
-    month = month_of(event.started_at)
+    month = wire.month(event.started_at)
     whose = (str(event.api_key_id), wire.spend_at_endpoint(event.tenant_id, event.endpoint_id))
     return [(wire.spend(one, month), event.quoted_pico - event.reserved_pico) for one in whose]
 
@@ -157,9 +152,8 @@ def _of_tokens(key: wire.KeyRecord, route: wire.RouteRecord, size: Size, answers
 
 
 def _of_spend(key: wire.KeyRecord, route: wire.RouteRecord, amount_pico: int, user: str, now_s: float) -> list[Limit]:
-    now = datetime.fromtimestamp(now_s, UTC)
-    month = month_of(now)
-    until = int(datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC).timestamp())
+    start, end = month_of(datetime.fromtimestamp(now_s, UTC))
+    month, until = wire.month(start), int(end.timestamp())
     at_endpoint = wire.spend_at_endpoint(key.tenant_id, route.endpoint_id)
     rows = (
         ("spend-key", key.key_id, key.spend_cap_pico),

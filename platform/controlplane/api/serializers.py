@@ -38,6 +38,24 @@ class ApiKeyCreateIn(serializers.Serializer[dict[str, object]]):
     expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
 
 
+class ApiKeyLimitIn(serializers.Serializer[dict[str, object]]):
+    """Limits to change: per minute, at a time, and caps a month as decimal strings of the tenant's currency."""
+
+    rpm = serializers.IntegerField(required=False)
+    concurrency = serializers.IntegerField(required=False)
+    tpm_cached = serializers.IntegerField(required=False)
+    tpm_uncached = serializers.IntegerField(required=False)
+    tpm_generated = serializers.IntegerField(required=False)
+    spend_cap = serializers.CharField(max_length=40, required=False)
+    user_cap = serializers.CharField(max_length=40, required=False)
+
+
+class EndpointCapIn(serializers.Serializer[dict[str, object]]):
+    """The most to spend at the endpoint in a month, a decimal string; "0" is no cap."""
+
+    cap = serializers.CharField(max_length=40)
+
+
 class Page(serializers.Serializer[dict[str, object]]):
     """How many rows, newest first."""
 

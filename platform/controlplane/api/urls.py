@@ -14,6 +14,7 @@ urlpatterns = [
     path("endpoints/<str:endpoint_id>/scale", views.EndpointScale.as_view(), name="endpoint-scale"),
     path("endpoints/<str:endpoint_id>/pause", views.EndpointPause.as_view(), name="endpoint-pause"),
     path("endpoints/<str:endpoint_id>/resume", views.EndpointResume.as_view(), name="endpoint-resume"),
+    path("endpoints/<str:endpoint_id>/cap", views.EndpointCap.as_view(), name="endpoint-cap"),
     path("api-keys", views.ApiKeyList.as_view(), name="api-keys"),
     path("api-keys/<str:public_id>", views.ApiKeyDetail.as_view(), name="api-key"),
     path("balance", views.Balance.as_view(), name="balance"),

@@ -16,15 +16,23 @@ from controlplane import keys
 from controlplane.api import answers
 from controlplane.api.authentication import principal
 from controlplane.api.idempotency import once
-from controlplane.api.serializers import ApiKeyCreateIn, EndpointCreateIn, EndpointScaleIn, Page
+from controlplane.api.serializers import (
+    ApiKeyCreateIn,
+    ApiKeyLimitIn,
+    EndpointCapIn,
+    EndpointCreateIn,
+    EndpointScaleIn,
+    Page,
+)
 from inference import selectors as inference
 from inference import services
 from inference.access import access_endpoint
 from inference.models import Endpoint
-from kernel import ids
-from kernel.problems import NOT_FOUND, Problem
+from kernel import ids, money
+from kernel.problems import INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.access import access_api_key
 from tenants.selectors import api_key_list_for, tenant_get
+from tenants.services import MAX_CAP_PICO
 
 OBJECT = {200: OpenApiTypes.OBJECT}
 ACCEPTED = {202: OpenApiTypes.OBJECT}
@@ -34,6 +42,16 @@ def _checked(serializer: type[Serializer[Any]], data: Any) -> dict[str, Any]:
     bound = serializer(data=data)
     bound.is_valid(raise_exception=True)
     return dict(bound.validated_data)
+
+
+def _cap(text: str, param: str) -> int:
+    try:
+        pico = money.parse(text)
+    except ValueError as error:
+        raise Problem(INVALID_PARAMETER, f"{param}: {error}", param=param) from error
+    if not 0 <= pico <= MAX_CAP_PICO:
+        raise Problem(INVALID_PARAMETER, f"{param} is from 0 to {money.to_string(MAX_CAP_PICO)}", param=param)
+    return pico
 
 
 def _own(request: Request, endpoint_id: str) -> Endpoint:
@@ -157,6 +175,29 @@ class ApiKeyDetail(APIView):
     def delete(self, request: Request, public_id: str) -> Response:
         key = access_api_key(tenant_id=principal(request).tenant_id, public_id=public_id)
         return Response(answers.api_key(keys.key_revoke(key=key, actor=principal(request).name)))
+
+    @extend_schema(operation_id="api_key_limit", request=ApiKeyLimitIn, responses=OBJECT)
+    def patch(self, request: Request, public_id: str) -> Response:
+        """Change limits; those left out stay."""
+        key = access_api_key(tenant_id=principal(request).tenant_id, public_id=public_id)
+        limits = _checked(ApiKeyLimitIn, request.data)
+        for name in limits.keys() & {"spend_cap", "user_cap"}:
+            limits[f"{name}_pico"] = _cap(limits.pop(name), name)
+        return Response(answers.api_key(keys.key_limit(key=key, limits=limits, actor=principal(request).name)))
+
+
+class EndpointCap(APIView):
+    """What the tenant may spend in a month at an endpoint, its own or a shared one."""
+
+    @extend_schema(operation_id="endpoint_cap", request=EndpointCapIn, responses=OBJECT)
+    def put(self, request: Request, endpoint_id: str) -> Response:
+        tenant_id, name = principal(request).tenant_id, principal(request).name
+        known = (*inference.endpoint_list_for(tenant_id), *inference.endpoint_list_public())
+        if endpoint_id not in {view.id for view in known}:
+            raise Problem(NOT_FOUND, f"there is no endpoint {endpoint_id[:40]!r}")
+        cap_pico = _cap(_checked(EndpointCapIn, request.data)["cap"], "cap")
+        keys.endpoint_cap(tenant_id=tenant_id, endpoint_id=endpoint_id, cap_pico=cap_pico, actor=name)
+        return Response({"endpoint_id": endpoint_id, "cap": money.to_string(cap_pico)})
 
 
 class Balance(APIView):
