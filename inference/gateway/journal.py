@@ -1,7 +1,7 @@
 """This boot's journal: append, wait for the disk in groups, let the meter pull.
 
-While one fsync runs, what arrives waits for the next: one disk wait serves all. A failed write ends the
-process; it is never tried again as if nothing had been lost.
+While the disk is waited for, what arrives goes with the next group: one wait serves all. A failed write ends
+the process; it is never tried again as if nothing had been lost.
 """
 
 import asyncio
@@ -10,8 +10,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +17,7 @@ import orjson
 
 from inference.gateway.boot_log import SEGMENT_BYTES, BootLog, Segment, sync_directory, write_durably
 from inference.gateway.core import records
+from inference.gateway.disk import Disk
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +30,12 @@ class Failed(RuntimeError):
 
 
 class Journal:
-    """Every method runs on the event loop; only write and fsync run on the journal's one thread.
-
-    Events come in the shape of `UsageEvent.to_json`.
-    """
+    """Events come in the shape of `UsageEvent.to_json`."""
 
     def __init__(self, directory: Path, boot_id: UUID, on_failure: Callable[[OSError], None]) -> None:
         self._on_failure = on_failure
-        self._groups: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
-        self._thread: Thread | None = None
+        self._loop = asyncio.get_running_loop()
+        self._disk = Disk(self._loop, self._written)
         self._log = BootLog(directory / str(boot_id), closed=False)
         self._log.directory.mkdir()
         self._next_seq = 1
@@ -59,32 +55,32 @@ class Journal:
         """The files, for the meter."""
         return self._log
 
-    async def open(self, event: Mapping[str, Any]) -> None:
+    def open(self, event: Mapping[str, Any]) -> "asyncio.Future[None]":
         """Durable note that a request goes to an engine; one more for the same request replaces it."""
         record = records.encode(records.OPEN, orjson.dumps(event))
         self._live[event["subject_id"]] = [record]
-        await self._durable(record)
+        return self._durable(record, event=False)
 
     def progress(self, request_id: str, counts: dict[str, int], quoted_pico: int, ended_at: str) -> None:
         """Note how far an open request got; durable soon."""
         body = {"id": request_id, "counts": counts, "quoted_pico": str(quoted_pico), "ended_at": ended_at}
         record = records.encode(records.PROGRESS, orjson.dumps(body))
         self._live[request_id][1:] = [record]
-        self._append(record)
+        self._buffer.append((record, False))
         if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(PROGRESS_DELAY_S, self._flush)
+            self._later = self._loop.call_later(PROGRESS_DELAY_S, self._flush)
 
-    async def close(self, event: Mapping[str, Any]) -> None:
+    def close(self, event: Mapping[str, Any]) -> "asyncio.Future[None]":
         """Durable end of a request: what the meter will pull, under the next number."""
         self._live.pop(event["subject_id"], None)
         body = orjson.dumps({"seq": self._next_seq, "event": event})
         self._next_seq += 1
-        await self._durable(records.encode(records.CLOSE, body), event=True)
+        return self._durable(records.encode(records.CLOSE, body), event=True)
 
     def drop(self, request_id: str) -> None:
         """An open request ended without anything to meter; durable with whatever follows."""
         self._live.pop(request_id, None)
-        self._append(records.encode(records.DROP, orjson.dumps({"id": request_id})))
+        self._buffer.append((records.encode(records.DROP, orjson.dumps({"id": request_id})), False))
 
     def nearly_full(self) -> bool:
         """Whether so little of the disk is left that nothing more should be admitted."""
@@ -95,32 +91,23 @@ class Journal:
         """Write what is left and stop."""
         self._flush()
         if self._writing:
-            self._idle = asyncio.get_running_loop().create_future()
+            self._idle = self._loop.create_future()
             await self._idle
-        self._groups.put(None)
-        if self._thread is not None:
-            self._thread.join()
+        self._disk.close()
         os.close(self._fd)
 
-    async def _durable(self, record: bytes, *, event: bool = False) -> None:
+    def _durable(self, record: bytes, *, event: bool) -> "asyncio.Future[None]":
         if self._failed:
             raise Failed("the journal has failed")
-        loop = asyncio.get_running_loop()
-        if self._thread is None:
-            self._thread = Thread(target=self._write, args=(loop,), name="journal", daemon=True)
-            self._thread.start()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._append(record, event=event)
+        self._buffer.append((record, event))
+        waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(waiter)
         if self._soon is None and self._writing is None:
-            self._soon = loop.call_soon(self._flush)  # with whatever else this turn of the loop brings
-        await waiter
-
-    def _append(self, record: bytes, *, event: bool = False) -> None:
-        self._buffer.append((record, event))
+            self._soon = self._loop.call_soon(self._flush)  # with whatever else this turn of the loop brings
+        return waiter
 
     def _flush(self) -> None:
-        """Hand all that has been appended to the thread, unless it is busy: then it goes with the next group."""
+        """Write all that has been appended, unless the disk is busy: then it goes with the next group."""
         for timer in (self._soon, self._later):
             if timer is not None:
                 timer.cancel()
@@ -133,24 +120,13 @@ class Journal:
         try:
             if self._segment.size >= SEGMENT_BYTES:
                 self._begin_segment(head + 1 - sum(event for _, event in buffer))
+            for record, event in buffer:
+                if event:
+                    self._segment.offsets.append(self._segment.size)
+                self._segment.size += len(record)
+            self._disk.write(self._fd, b"".join([record for record, _ in buffer]))
         except OSError as failure:
             self._written(failure)
-            return
-        for record, event in buffer:
-            if event:
-                self._segment.offsets.append(self._segment.size)
-            self._segment.size += len(record)
-        self._groups.put((self._fd, b"".join([record for record, _ in buffer])))
-
-    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread: one group after the other, one call back for each."""
-        while (group := self._groups.get()) is not None:
-            failure: OSError | None = None
-            try:
-                write_durably(*group)
-            except OSError as error:
-                failure = error
-            loop.call_soon_threadsafe(self._written, failure)
 
     def _written(self, failure: OSError | None) -> None:
         assert self._writing is not None

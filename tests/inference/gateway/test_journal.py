@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from inference.gateway import boot_log, journal, recovery
+from inference.gateway.disk import Disk
 from inference.gateway.journal import Journal
 from kernel.ids import new_id
 from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
@@ -110,16 +111,16 @@ def test_a_boot_whose_events_are_all_freed_still_numbers_on(tmp_path: Path, monk
 
 def test_many_writers_share_a_disk_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = 0
-    write = journal.write_durably
+    write = Disk.write
 
-    def counted(fd: int, data: bytes) -> None:
+    def counted(disk: Disk, fd: int, data: bytes) -> None:
         nonlocal waits
         waits += 1
-        write(fd, data)
+        write(disk, fd, data)
 
     async def run() -> Journal:
         made = Journal(tmp_path, new_id(), fail)
-        monkeypatch.setattr(journal, "write_durably", counted)
+        monkeypatch.setattr(Disk, "write", counted)
         await asyncio.gather(*[made.close(event(out=number).to_json()) for number in range(500)])
         await made.finish()
         return made
@@ -160,12 +161,12 @@ def test_a_dropped_request_is_not_recovered(tmp_path: Path) -> None:
 def test_a_failed_write_is_told_and_never_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[OSError] = []
 
-    def broken(fd: int, data: bytes) -> None:
+    def broken(_: Disk, fd: int, data: bytes) -> None:
         raise OSError(5, "Input/output error")
 
     async def run() -> None:
         made = Journal(tmp_path, new_id(), failures.append)
-        monkeypatch.setattr(journal, "write_durably", broken)
+        monkeypatch.setattr(Disk, "write", broken)
         with pytest.raises(journal.Failed):
             await made.close(event().to_json())
         monkeypatch.undo()
