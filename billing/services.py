@@ -108,8 +108,11 @@ def topup_reverse(*, tx_id: UUID, actor: str) -> UUID:
 def sheet_publish(*, sheet: Sheet, actor: str) -> bytes:
     """Publish an immutable price sheet; a repeat changes nothing. Its SHA-256.
 
-    Problem INVALID_PARAMETER where a sheet of this key exists and the new one starts in under ten minutes.
+    Problem INVALID_PARAMETER where the sheet says something impossible, and where a sheet of this key exists and
+    the new one starts in under ten minutes.
     """
+    for wrong in sheet.wrongs():
+        raise Problem(INVALID_PARAMETER, wrong, param="sheet")
     name = sheet.sha256()
     if PriceSheet.objects.filter(sha256=name).exists():
         return name
@@ -142,11 +145,11 @@ def hold_place(*, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, a
     Works under the web role inside its tenant's scope. Problems: insufficient_balance, unrated.
     """
     currency = tenant_get(tenant_id).currency
-    sheet = selectors.sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=utcnow())
-    if sheet is None or ACCEL_SECOND not in sheet.meters:
+    needed = price_ahead(
+        sku=sku, region=region, currency=currency, tenant_id=tenant_id, meter=ACCEL_SECOND, quantity=accelerator_seconds
+    )
+    if needed is None:
         raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
-    rate = sheet.meters[ACCEL_SECOND]
-    needed = -(-accelerator_seconds * rate.num_pico // rate.den)
     missing = deployment_hold_fill(
         tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=needed
     )

@@ -103,7 +103,7 @@ class _Rater:
         end = span.ended_at or span.proven_at
         if start is None or end is None:
             return
-        for part in cut(start, end, self._changes(span), ended=span.ended_at is not None):
+        for part in cut(start, end, self._changes(span, start, end), ended=span.ended_at is not None):
             sheet = sheet_for(
                 sku=span.sku,
                 region=span.region,
@@ -111,6 +111,7 @@ class _Rater:
                 tenant_id=span.tenant_id,
                 at=part.start,
             )
+            sheet = sheet and sheet.at(part.start)
             if sheet is None or ACCEL_SECOND not in sheet.meters:
                 at = part.start.isoformat()
                 ledger.alarm(
@@ -126,11 +127,13 @@ class _Rater:
             span.rated_until = part.end
         span.finished = span.ended_at is not None
 
-    def _changes(self, span: BillableSpan) -> list[datetime]:
+    def _changes(self, span: BillableSpan, start: datetime, end: datetime) -> list[datetime]:
+        """Instants at which the price may change: the starts of sheets, the borders of their clock windows."""
         return [
-            sheet.effective_from
+            at
             for sheet in sheets_of(span.sku, span.region, self.currency).values()
             if sheet.tenant_id in {None, str(span.tenant_id)}
+            for at in (sheet.effective_from, *sheet.borders(start, end + HOUR))
         ]
 
     def _charge(self, span: BillableSpan, part: Slice, sheet: Sheet) -> Charge:

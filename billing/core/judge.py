@@ -14,6 +14,7 @@ OLDEST = timedelta(days=35)
 AHEAD = timedelta(minutes=5)
 PROVENANCES = {ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED}
 MAX_COUNT = 2**40
+NOT_OF_GATEWAYS = {pricing.ACCEL_SECOND, pricing.KTPM_DAY, pricing.REBATE}
 
 Place = tuple[str, UUID, int]
 
@@ -36,7 +37,7 @@ def price(event: UsageEvent, sheets: Mapping[bytes, pricing.Sheet], *, now: date
             (sheet for sheet in sheets.values() if sheet.tenant_id is None),
             event.started_at,
         )
-        lines = tuple(pricing.rate(sheet, event.counts))
+        lines = tuple(pricing.rate(sheet.at(event.started_at), event.counts))
     except pricing.Unrated as error:
         raise Refused(f"unrated: {error}") from error
     if sheets.get(event.sheet) is not sheet:
@@ -57,8 +58,8 @@ def _wrongs(event: UsageEvent, now: datetime) -> Iterator[str]:
         yield "it ended before it started"
     if not pricing.METERS.keys() >= event.counts.keys():
         yield f"unknown meter in {dict(event.counts)}"
-    if pricing.ACCEL_SECOND in event.counts:
-        yield "accelerator time does not come from a gateway"
+    if not NOT_OF_GATEWAYS.isdisjoint(event.counts):
+        yield f"a meter in {dict(event.counts)} does not come from a gateway"
     if event.counts and not 0 <= min(event.counts.values()) <= max(event.counts.values()) <= MAX_COUNT:
         yield f"impossible count in {dict(event.counts)}"
     if written > now + AHEAD:

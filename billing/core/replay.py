@@ -38,7 +38,7 @@ def replay(booked: Booked, counts: Mapping[str, int], sheets: Mapping[bytes, pri
             (sheet for sheet in sheets.values() if sheet.tenant_id is None),
             booked.started_at,
         )
-        cost_pico = pricing.total(pricing.rate(sheet, kept))
+        cost_pico = pricing.total(pricing.rate(sheet.at(booked.started_at), kept))
     except pricing.Unrated:
         return Delta(booked, kept, None)
     same = kept == booked.counts and cost_pico == booked.cost_pico

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from kernel.pricing import canonical
 
-TOKENS, ACCEL = "tokens", "accel"
+TOKENS, ACCEL, RESERVED, REBATE = "tokens", "accel", "reserved", "rebate"
 ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED, CORRECTION = (
     "engine_final",
     "engine_partial",
@@ -22,7 +22,8 @@ ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED, CORRECTION = (
 class UsageEvent:
     """Instants are UTC; counts map a meter to a non-negative quantity; `sheet` is the sheet's SHA-256.
 
-    `subject_id` is the request (kind tokens) or the deployment (kind accel); `finish` says how it
+    `subject_id` is the request (kind tokens), the deployment (accel), the endpoint (reserved) or the month of one
+    SKU (rebate); `finish` says how it
     ended (`stop`, `length`, `tool_calls`, `abort_client`, `error_engine`, …); `waste` counts tokens
     that were read from the engine and not delivered: booked, never billed.
     """

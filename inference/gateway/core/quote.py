@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from inference.gateway.core.request import Size
 from inference.gateway.core.usage import Counts
 from kernel.clock import to_ms
-from kernel.pricing import IN_HIT, IN_MISS, OUT, Sheet, Unrated, in_force, rate, total, worst_case
+from kernel.pricing import TOKEN_METERS, Sheet, Unrated, in_force, rate, total, worst_case
+
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The sheet in force in [starts_at, ends_at), None is open; the same instants in ms, as scripts take them."""
+    """The prices in force in [starts_at, ends_at), None is open; the same instants in ms, as scripts take them.
+
+    `sheet` has no clock windows left; `sheet_sha256` names the published one.
+    """
 
     sheet: Sheet
     sheet_sha256: bytes
@@ -41,14 +46,15 @@ class Sheets:
 
     def _window(self, at: datetime) -> Window:
         sheet = in_force(self.own, self.public, at)
-        unpriced = {IN_HIT, IN_MISS, OUT} - sheet.meters.keys()
+        unpriced = TOKEN_METERS - sheet.meters.keys()
         if unpriced:
             raise Unrated(f"{sheet.sku} has no rate for {', '.join(sorted(unpriced))}")
         starts = [s.effective_from for s in (*self.own, *self.public)]
+        starts += sheet.borders(at - _DAY, at + _DAY)
         starts_at = max(start for start in starts if start <= at)
         ends_at = min((start for start in starts if start > at), default=None)
         until_ms = None if ends_at is None else to_ms(ends_at)
-        return Window(sheet, sheet.sha256(), starts_at, ends_at, to_ms(starts_at), until_ms)
+        return Window(sheet.at(at), sheet.sha256(), starts_at, ends_at, to_ms(starts_at), until_ms)
 
 
 @dataclass(slots=True)
