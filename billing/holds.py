@@ -8,7 +8,7 @@ from django.db.models import F, Max, Q
 from django.db.models.functions import Now
 
 from billing.bulk import insert_rows
-from billing.models import BillableSpan, GatewayJournal, Hold, HoldMove, LedgerAccount, MoveKind
+from billing.models import BillableSpan, GatewayJournal, Hold, HoldMove, LedgerAccount, MoveKind, ReservedSpan
 
 # The longest request that a gateway lets run; what was reserved longer ago cannot be running.
 LONGEST_REQUEST = timedelta(hours=1)
@@ -75,7 +75,10 @@ def deployment_holds_return(*, now: datetime) -> int:
     done = 0
     for hold in sealed:
         deployment_id = hold.subject.removeprefix("deployment:")
-        running = BillableSpan.objects.filter(deployment_id=deployment_id, finished=False).exists()
+        running = (
+            BillableSpan.objects.filter(deployment_id=deployment_id, finished=False).exists()
+            or ReservedSpan.objects.filter(endpoint_id=deployment_id, finished=False).exists()
+        )
         settled = not running and hold.sealed_at is not None and hold.sealed_at + LAST_FACTS < now
         if settled or _expired(hold, now):
             done += _return_rest(hold)

@@ -152,6 +152,18 @@ def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, a
     return None if row is None else sheet_from_body(_json(row[0]))
 
 
+def price_ahead(
+    *, sku: str, region: str, currency: str, tenant_id: UUID, meter: str, quantity: int, at: datetime | None = None
+) -> int | None:
+    """Pico-units to set aside for a quantity: at the dearest hour of the sheet in force, rounded up.
+
+    None where the sheet does not price the meter, or there is none.
+    """
+    sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=at or utcnow())
+    price = sheet and sheet.dearest(meter)
+    return -(-quantity * price.num_pico // price.den) if price else None
+
+
 def sheets_of(sku: str, region: str, currency: str) -> dict[bytes, Sheet]:
     """Every sheet of one key, of all owners, by the hash that names it."""
     rows = PriceSheet.objects.filter(sku=sku, region=region, currency=currency)

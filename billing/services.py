@@ -11,7 +11,7 @@ from billing.bulk import hex_bytes, insert_rows
 from billing.models import AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS, to_string
-from kernel.pricing import ACCEL_SECOND, Sheet, canonical
+from kernel.pricing import ACCEL_SECOND, KTPM_DAY, Sheet, canonical
 from kernel.problems import (
     CONFLICT,
     IDEMPOTENCY_MISMATCH,
@@ -144,21 +144,17 @@ def hold_place(*, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, a
 
     Works under the web role inside its tenant's scope. Problems: insufficient_balance, unrated.
     """
-    currency = tenant_get(tenant_id).currency
-    needed = price_ahead(
-        sku=sku, region=region, currency=currency, tenant_id=tenant_id, meter=ACCEL_SECOND, quantity=accelerator_seconds
-    )
-    if needed is None:
-        raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
-    missing = deployment_hold_fill(
-        tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=needed
-    )
-    if missing:
-        raise Problem(
-            INSUFFICIENT_BALANCE,
-            f"{to_string(needed)} {currency} must be available to start and {to_string(missing)} are missing; top up",
-            extra={"currency": currency, "required": to_string(needed), "missing": to_string(missing)},
-        )
+    _hold_place(tenant_id, deployment_id, sku, region, ACCEL_SECOND, accelerator_seconds)
+
+
+@transaction.atomic
+def reserved_hold_place(*, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, ktpm: int) -> None:
+    """Set aside the price of one UTC day of that many kTPM; a repeat tops up to it and places no more.
+
+    For a raise within a day, `ktpm` is what comes on top. `hold_close` with the endpoint's id ends it. Works under
+    the web role inside its tenant's scope. Problems: insufficient_balance, unrated.
+    """
+    _hold_place(tenant_id, endpoint_id, sku, region, KTPM_DAY, ktpm)
 
 
 def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int) -> int:
@@ -193,8 +189,24 @@ def hold_close(*, deployment_id: UUID) -> None:
     )
 
 
+def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter: str, quantity: int) -> None:
+    currency = tenant_get(tenant_id).currency
+    needed = selectors.price_ahead(
+        sku=sku, region=region, currency=currency, tenant_id=tenant_id, meter=meter, quantity=quantity
+    )
+    if needed is None:
+        raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
+    missing = deployment_hold_fill(tenant_id=tenant_id, currency=currency, deployment_id=subject_id, needed_pico=needed)
+    if missing:
+        raise Problem(
+            INSUFFICIENT_BALANCE,
+            f"{to_string(needed)} {currency} must be available to start and {to_string(missing)} are missing; top up",
+            extra={"currency": currency, "required": to_string(needed), "missing": to_string(missing)},
+        )
+
+
 def deployment_subject(deployment_id: UUID) -> str:
-    """The subject of a deployment's holds."""
+    """The subject of the holds of a deployment, or of an endpoint with reserved kTPM."""
     return f"deployment:{deployment_id}"
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from billing import holds, ledger
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
 from billing.models import BillableSpan, Hold, Quarantine, UsageEvent
 from billing.posting import Charge, charges_post, tenant_lock
-from billing.selectors import seconds_rated, sheet_for, sheets_of
+from billing.selectors import price_ahead, seconds_rated, sheet_for, sheets_of
 from billing.services import accounts_open, deployment_hold_fill, deployment_subject
 from kernel import ids, usage
 from kernel.clock import HOUR, utcnow
@@ -37,20 +37,25 @@ ON CONFLICT (pod_uid) DO UPDATE SET
 """
 
 
-@transaction.atomic
 def facts_take(*, limit: int = 500) -> int:
     """Copy waiting facts of inference into spans; how many. A fact that is no fact goes to quarantine."""
-    rows = outbox.take(topic=TOPIC, limit=limit)
+    return facts_copy(topic=TOPIC, limit=limit, write=_span_write)
+
+
+@transaction.atomic
+def facts_copy(*, topic: str, limit: int, write: Callable[[dict[str, Any]], None]) -> int:
+    """Hand the waiting facts of a topic to `write`, oldest first; how many.
+
+    One that `write` refuses (KeyError, ValueError, TypeError) goes to quarantine, with an alarm.
+    """
+    rows = outbox.take(topic=topic, limit=limit)
     for row in rows:
         try:
-            fact = _fact(row.payload)
+            write(row.payload)
         except (KeyError, ValueError, TypeError) as error:
             reason = f"no billable fact: {error!r}"
             Quarantine.objects.create(reason=reason, payload=json.dumps(row.payload))
             ledger.alarm(key=f"quarantine:{row.dedupe_key}", sentence=f"{row.dedupe_key}: {reason}")
-            continue
-        with connection.cursor() as cursor:
-            cursor.execute(UPSERT, fact)
     outbox.mark(rows)
     return len(rows)
 
@@ -183,25 +188,41 @@ def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
     needed: dict[tuple[UUID, UUID], int] = defaultdict(int)
     for span in spans:
         start = span.rated_until or span.from_at
-        sheet = sheet_for(sku=span.sku, region=span.region, currency=currency, tenant_id=span.tenant_id, at=now)
-        if start is None or sheet is None or ACCEL_SECOND not in sheet.meters:
+        if start is None:
             continue
         first, end = inner_seconds(start, until)
-        seconds = max(0, int((end - first).total_seconds())) * span.accelerator_count
-        price = sheet.meters[ACCEL_SECOND]
-        needed[span.tenant_id, span.deployment_id] += -(-seconds * price.num_pico // price.den)
-    for (tenant_id, deployment_id), pico in needed.items():
-        subject = deployment_subject(deployment_id)
-        if not Hold.objects.filter(subject=subject, sealed_at=None).exists():
-            continue
-        missing = deployment_hold_fill(
-            tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=pico
+        pico = price_ahead(
+            sku=span.sku,
+            region=span.region,
+            currency=currency,
+            tenant_id=span.tenant_id,
+            meter=ACCEL_SECOND,
+            quantity=max(0, int((end - first).total_seconds())) * span.accelerator_count,
+            at=now,
         )
-        if missing:
-            ledger.alarm(
-                key=f"hold-short:{deployment_id}:{until.isoformat()}",
-                sentence=f"deployment {deployment_id} lacks {missing} pico {currency} for the time until {until}",
-            )
+        needed[span.tenant_id, span.deployment_id] += pico or 0
+    for (tenant_id, deployment_id), pico in needed.items():
+        hold_ahead(tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=pico, until=until)
+
+
+def hold_ahead(*, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int, until: datetime) -> None:
+    """Raise a live hold to what is needed `until` then; an alarm where money is short."""
+    if not Hold.objects.filter(subject=deployment_subject(deployment_id), sealed_at=None).exists():
+        return
+    missing = deployment_hold_fill(
+        tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=needed_pico
+    )
+    if missing:
+        ledger.alarm(
+            key=f"hold-short:{deployment_id}:{until.isoformat()}",
+            sentence=f"deployment {deployment_id} lacks {missing} pico {currency} for the time until {until}",
+        )
+
+
+def _span_write(payload: dict[str, Any]) -> None:
+    fact = _fact(payload)
+    with connection.cursor() as cursor:
+        cursor.execute(UPSERT, fact)
 
 
 def _fact(payload: dict[str, Any]) -> dict[str, Any]:

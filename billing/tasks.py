@@ -4,7 +4,7 @@ import logging
 
 from celery import shared_task
 
-from billing import books, invoicing, spans
+from billing import books, invoicing, reserved, spans
 
 log = logging.getLogger(__name__)
 
@@ -13,12 +13,14 @@ log = logging.getLogger(__name__)
 def take_facts() -> None:
     """Copy inference's billable facts."""
     spans.facts_take()
+    reserved.facts_take()
 
 
 @shared_task(name="billing.rate_slices")
 def rate_slices() -> None:
-    """Book dedicated time."""
+    """Book dedicated time and reserved days."""
     spans.slices_rate()
+    reserved.days_rate()
 
 
 @shared_task(name="billing.draft_invoices")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from kernel.clock import HOUR
+from kernel.clock import DAY, HOUR, day_of
 from kernel.ids import derived_id
 
 _SECOND = timedelta(seconds=1)
@@ -56,3 +56,10 @@ def cut(start: datetime, end: datetime, changes: Iterable[datetime], *, ended: b
 def slice_id(part: Slice, *, deployment_id: UUID, pod_uid: UUID, accelerator: str, count: int) -> UUID:
     """The same event id for the same slice, however often the job runs."""
     return derived_id(part.start, str(deployment_id), str(pod_uid), accelerator, str(count), part.start.isoformat())
+
+
+def charges_due(due_at: datetime, *, ended_at: datetime | None, now: datetime) -> Iterator[datetime]:
+    """Instants at which a reservation's days are charged, from the one due: it, then every midnight up to `now`."""
+    while due_at <= now and (ended_at is None or due_at < ended_at):
+        yield due_at
+        due_at = day_of(due_at) + DAY

@@ -11,6 +11,7 @@ from billing.models.ledger import (
     LedgerTx,
     MoveKind,
 )
+from billing.models.operations import Operation
 from billing.models.usage import (
     BillableSpan,
     CapacityReservation,
@@ -23,6 +24,7 @@ from billing.models.usage import (
     RatedLine,
     ReceiptLeaf,
     ReceiptTree,
+    ReservedSpan,
     UsageEvent,
 )
 
@@ -44,11 +46,13 @@ __all__ = [
     "LedgerTx",
     "Meter",
     "MoveKind",
+    "Operation",
     "PriceSheet",
     "Quarantine",
     "RatedLine",
     "RatedLineInvoice",
     "ReceiptLeaf",
     "ReceiptTree",
+    "ReservedSpan",
     "UsageEvent",
 ]

@@ -97,7 +97,7 @@ class CapacityReservation(models.Model):
 
 
 class UsageEvent(models.Model):
-    """One immutable fact of use: a request's tokens, or an hour slice of a deployment's pod."""
+    """One immutable fact: a request's tokens, an hour of a pod, a day of reserved kTPM, a rebate on a month."""
 
     event_id = models.UUIDField(primary_key=True)
     source = models.TextField()
@@ -153,7 +153,7 @@ class UsageEvent(models.Model):
                 nulls_distinct=False,
                 name="one_slice",
             ),
-            models.CheckConstraint(condition=Q(kind__in=("tokens", "accel", "reserved")), name="usage_kind"),
+            models.CheckConstraint(condition=Q(kind__in=("tokens", "accel", "reserved", "rebate")), name="usage_kind"),
             models.CheckConstraint(
                 condition=Q(provenance__in=("engine_final", "engine_partial", "estimated", "correction")),
                 name="usage_provenance",
@@ -354,3 +354,26 @@ class BillableSpan(models.Model):
 
     def __str__(self) -> str:
         return f"{self.pod_uid} from {self.from_at}"
+
+
+class ReservedSpan(models.Model):
+    """Billing's copy of inference's facts of one reservation; the next charge of its days is due at `due_at`."""
+
+    pk = models.CompositePrimaryKey("endpoint_id", "from_at")
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+")
+    endpoint_id = models.UUIDField()
+    sku = models.TextField()
+    region = models.TextField()
+    ktpm = models.BigIntegerField()
+    from_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField()
+    finished = models.BooleanField(default=False, db_default=False)
+
+    class Meta:
+        db_table = "reserved_span"
+        constraints = (models.CheckConstraint(condition=Q(ktpm__gt=0), name="reserved_span_ktpm"),)
+        indexes = (models.Index(fields=("tenant",), condition=Q(finished=False), name="reserved_span_running"),)
+
+    def __str__(self) -> str:
+        return f"{self.endpoint_id} {self.ktpm} kTPM from {self.from_at}"

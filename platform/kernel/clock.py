@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 
 
 def utcnow() -> datetime:
@@ -18,6 +19,11 @@ def from_ms(unix_ms: int) -> datetime:
 def to_ms(at: datetime) -> int:
     """An aware datetime as whole milliseconds since 1970 (floor)."""
     return (at - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+def day_of(at: datetime) -> datetime:
+    """The midnight that begins the UTC day of `at`."""
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def month_of(at: datetime) -> tuple[datetime, datetime]:

@@ -1,0 +1,182 @@
+"""The reserved rung's money: kTPM that an endpoint keeps for itself, billed by the UTC day.
+
+A day begun is billed whole, as the clouds bill a kTPM-day: a reservation is charged as it begins and at every
+midnight after that, at the price of that instant. Within a day the highest reservation counts: more kTPM are
+charged as they are added, fewer show from the next midnight on, and a pause and return costs nothing more.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Sum
+
+from billing import ledger
+from billing.core.slices import charges_due
+from billing.models import RatedLine, ReservedSpan
+from billing.posting import Charge, charges_post, tenant_lock
+from billing.selectors import price_ahead, sheet_for
+from billing.services import accounts_open, deployment_subject
+from billing.spans import facts_copy, hold_ahead
+from kernel import ids, usage
+from kernel.clock import DAY, day_of, utcnow
+from kernel.pricing import KTPM_DAY, Sheet, rate, total
+from tenants.selectors import tenant_get
+
+TOPIC = "inference.reserved"
+# So long before midnight the next day's money is set aside.
+AHEAD = timedelta(minutes=10)
+
+
+def facts_take(*, limit: int = 500) -> int:
+    """Copy waiting facts of reservations; how many. A fact that is no fact goes to quarantine."""
+    return facts_copy(topic=TOPIC, limit=limit, write=_span_write)
+
+
+def days_rate(*, now: datetime | None = None) -> int:
+    """Book every day that began, of every reservation, and set the next day's money aside; how many charges.
+
+    Catching up skips no day: without a price it stops there and says so. A repeat books nothing twice.
+    """
+    now = now or utcnow()
+    running = ReservedSpan.objects.filter(finished=False).order_by("tenant_id")
+    return sum(_tenant_rate(id_, now) for id_ in running.values_list("tenant_id", flat=True).distinct())
+
+
+@transaction.atomic
+def _tenant_rate(tenant_id: UUID, now: datetime) -> int:
+    tree = tenant_lock(tenant_id=tenant_id)
+    currency = tenant_get(tenant_id).currency
+    accounts_open(tenant_id=tenant_id, currency=currency)
+    spans = list(
+        ReservedSpan.objects.select_for_update()
+        .filter(tenant_id=tenant_id, finished=False)
+        .order_by("from_at", "endpoint_id")
+    )
+    rater = _Rater(currency, now)
+    charges = [charge for span in spans for charge in rater.charges(span)]
+    if charges:
+        charges_post(tree=tree, currency=currency, charges=charges, source_id="reserved")
+    for span in spans:
+        span.save(update_fields=["due_at", "finished"])
+        _ahead(span, currency, now)
+    return len(charges)
+
+
+class _Rater:
+    """Charges the days of one tenant's reservations in order; what a day has been charged for runs on in it."""
+
+    def __init__(self, currency: str, now: datetime) -> None:
+        self._currency, self._now = currency, now
+        self._charged: dict[tuple[UUID, datetime], int] = defaultdict(int)
+
+    def charges(self, span: ReservedSpan) -> Iterator[Charge]:
+        """The span's days that began and are not booked; moves the span on."""
+        for at in charges_due(span.due_at, ended_at=span.ended_at, now=self._now):
+            sheet = sheet_for(
+                sku=span.sku, region=span.region, currency=self._currency, tenant_id=span.tenant_id, at=at
+            )
+            sheet = sheet and sheet.at(at)
+            if sheet is None or KTPM_DAY not in sheet.meters:
+                ledger.alarm(
+                    key=f"unrated:{span.endpoint_id}:{at.isoformat()}",
+                    sentence=f"{span.sku} has no price in {self._currency} at {at.isoformat()}: "
+                    f"endpoint {span.endpoint_id} is not billed on",
+                )
+                return
+            more = span.ktpm - self._before(span.endpoint_id, day_of(at))
+            if more > 0:
+                self._charged[span.endpoint_id, day_of(at)] += more
+                yield self._charge(span, at, more, sheet)
+            span.due_at = day_of(at) + DAY
+        span.finished = span.ended_at is not None and span.due_at >= span.ended_at
+
+    def _before(self, endpoint_id: UUID, day: datetime) -> int:
+        """kTPM that this day has been charged for."""
+        lines = RatedLine.objects.filter(
+            event__subject_id=endpoint_id,
+            event__kind=usage.RESERVED,
+            event__corrects=None,
+            event__started_at__gte=day,
+            event__started_at__lt=day + DAY,
+        )
+        booked = lines.aggregate(total=Sum("quantity", default=0))["total"]
+        return int(booked) + self._charged[endpoint_id, day]
+
+    def _charge(self, span: ReservedSpan, at: datetime, ktpm: int, sheet: Sheet) -> Charge:
+        counts = {KTPM_DAY: ktpm}
+        lines = tuple(rate(sheet, counts))
+        event = usage.UsageEvent(
+            event_id=ids.derived_id(at, usage.RESERVED, str(span.endpoint_id), at.isoformat()),
+            source="reserved",
+            tenant_id=span.tenant_id,
+            subject_id=span.endpoint_id,
+            kind=usage.RESERVED,
+            sku=span.sku,
+            region=span.region,
+            currency=self._currency,
+            started_at=at,
+            ended_at=day_of(at) + DAY,
+            counts=counts,
+            sheet=sheet.sha256(),
+            quoted_pico=total(lines),
+            provenance=usage.ENGINE_FINAL,
+            finish="day",
+            endpoint_id=ids.encode(ids.ENDPOINT, span.endpoint_id),
+        )
+        return Charge(event, lines, deployment_subject(span.endpoint_id), None, event.payload_sha256())
+
+
+def _ahead(span: ReservedSpan, currency: str, now: datetime) -> None:
+    if span.ended_at is not None or now < span.due_at - AHEAD:
+        return
+    pico = price_ahead(
+        sku=span.sku,
+        region=span.region,
+        currency=currency,
+        tenant_id=span.tenant_id,
+        meter=KTPM_DAY,
+        quantity=span.ktpm,
+        at=span.due_at,
+    )
+    hold_ahead(
+        tenant_id=span.tenant_id,
+        currency=currency,
+        deployment_id=span.endpoint_id,
+        needed_pico=pico or 0,
+        until=span.due_at + DAY,
+    )
+
+
+def _span_write(payload: dict[str, Any]) -> None:
+    """One fact into a span. KeyError, ValueError or TypeError where it is none."""
+    at = datetime.fromisoformat(payload["at"])
+    if at.tzinfo is None:
+        raise ValueError("at has no zone")
+    endpoint_id = UUID(payload["endpoint_id"])
+    if payload["event"] == "from":
+        ktpm = int(payload["ktpm"])
+        if ktpm < 1:
+            raise ValueError(f"ktpm {ktpm}")
+        ReservedSpan.objects.get_or_create(
+            endpoint_id=endpoint_id,
+            from_at=at,
+            defaults={
+                "tenant_id": UUID(payload["tenant_id"]),
+                "sku": str(payload["sku"]),
+                "region": str(payload["region"]),
+                "ktpm": ktpm,
+                "due_at": at,
+            },
+        )
+    elif payload["event"] == "to":
+        begun = ReservedSpan.objects.filter(endpoint_id=endpoint_id, from_at__lte=at)
+        span = begun.order_by("-from_at").first()
+        if span is None:
+            raise ValueError(f"nothing of {endpoint_id} began before {at.isoformat()}")
+        begun.filter(from_at=span.from_at, ended_at=None).update(ended_at=at)
+    else:
+        raise ValueError(f"event {payload['event']!r}")
