@@ -192,7 +192,7 @@ INVARIANTS = (
         SELECT c.corrects FROM usage_event c JOIN usage_event o ON o.event_id = c.corrects WHERE c.tenant_id <>
         o.tenant_id OR c.subject_id <> o.subject_id OR c.sku <> o.sku UNION SELECT e FROM (SELECT
         COALESCE(u.corrects, u.event_id) e, m.meter, sum(m.q::bigint) q FROM usage_event u CROSS JOIN LATERAL
-        jsonb_each_text(u.counts) m(meter, q) GROUP BY 1, 2) z WHERE q < 0
+        jsonb_each_text(u.counts) m(meter, q) WHERE u.kind <> 'rebate' GROUP BY 1, 2) z WHERE q < 0
         """,
     ),
     Invariant(
@@ -259,7 +259,7 @@ INVARIANTS = (
         False,
         """
         SELECT r.event_id FROM rated_line r JOIN usage_event u USING(event_id) JOIN invoice i ON i.tenant_id =
-        u.tenant_id AND i.kind = 'regular' AND i.status IN ('issued','paid') AND i.period @> u.ended_at LEFT JOIN
+        u.tenant_id AND i.kind = 'regular' AND i.status IN ('issued','paid') AND i.period @> u.started_at LEFT JOIN
         rated_line_invoice x ON x.event_id = r.event_id AND x.meter = r.meter WHERE x.event_id IS NULL AND
         u.received_at < i.issued_at
         """,

@@ -1,7 +1,7 @@
 """Invoices: drafts that grow with the rated lines, and the step after which nothing changes any more."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +20,8 @@ from kernel.problems import CONFLICT, NOT_FOUND, Problem
 from tenants.services import audit_write
 
 AT_ONCE = 5000
+# After a month's end its late usage is waited for so long; what comes later goes on the next invoice.
+FINAL_AFTER = timedelta(hours=72)
 # Rated lines on no invoice yet; what corrects an issued line waits for its credit note and not for a draft.
 WAITING = """
 FROM rated_line r JOIN usage_event u ON u.event_id = r.event_id JOIN price_sheet s ON s.sha256 = u.sheet
@@ -28,12 +30,12 @@ WHERE x.event_id IS NULL AND NOT EXISTS (
   SELECT 1 FROM rated_line_invoice o JOIN invoice i ON i.id = o.invoice_id
   WHERE o.event_id = u.corrects AND o.meter = r.meter AND i.status <> 'draft')
 """
-# Of a period: its own use, and late use of periods whose invoice is out already.
+# Of a period: what started in it, and late use of periods whose invoice is out already.
 OF_PERIOD = """
-AND u.tenant_id = %(tenant)s AND s.currency = %(currency)s AND u.ended_at < %(end)s
-AND (u.ended_at >= %(start)s OR EXISTS (
+AND u.tenant_id = %(tenant)s AND s.currency = %(currency)s AND u.started_at < %(end)s
+AND (u.started_at >= %(start)s OR EXISTS (
   SELECT 1 FROM invoice i WHERE i.tenant_id = u.tenant_id AND i.currency = s.currency AND i.kind = 'regular'
-    AND i.status IN ('issued', 'paid') AND i.period @> u.ended_at))
+    AND i.status IN ('issued', 'paid') AND i.period @> u.started_at))
 """
 LINES_SHA256 = """
 SELECT sha256(convert_to(string_agg(concat_ws('|', line_no, sku, meter, quantity, amount_pico, amount_minor,
@@ -41,14 +43,15 @@ SELECT sha256(convert_to(string_agg(concat_ws('|', line_no, sku, meter, quantity
 """
 
 
-def drafts_update() -> int:
+def drafts_update(*, now: datetime | None = None) -> int:
     """Bring the drafts of every tenant, currency and month with waiting lines up to date; how many.
 
     Late use of a month whose invoice is out goes to the draft of the current month.
     """
+    this_month = month_of(now or utcnow())
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT DISTINCT u.tenant_id, s.currency, date_trunc('month', u.ended_at, 'UTC') {WAITING} "
+            f"SELECT DISTINCT u.tenant_id, s.currency, date_trunc('month', u.started_at, 'UTC') {WAITING} "
             "ORDER BY 1, 2, 3"
         )
         waiting = cursor.fetchall()
@@ -56,7 +59,8 @@ def drafts_update() -> int:
         closed = Invoice.objects.filter(
             tenant_id=tenant_id, currency=currency, kind="regular", status__in=("issued", "paid")
         ).filter(period__contains=month)
-        invoice_draft(tenant_id=tenant_id, currency=currency, period=month_of(utcnow() if closed.exists() else month))
+        period = this_month if closed.exists() else month_of(month)
+        invoice_draft(tenant_id=tenant_id, currency=currency, period=period)
     return len(waiting)
 
 
@@ -91,9 +95,10 @@ def invoice_draft(*, tenant_id: UUID, currency: str, period: tuple[datetime, dat
 
 
 @transaction.atomic
-def invoice_issue(*, invoice_id: UUID, actor: str, now: datetime | None = None) -> Invoice:
+def invoice_issue(*, invoice_id: UUID, actor: str, now: datetime | None = None, books_whole: bool = False) -> Invoice:
     """Number and freeze a draft; the rounding of its total is posted. A repeat changes nothing.
 
+    `books_whole` says that the caller has just run the invariants.
     Problems: not_found; conflict (the period is not over, nothing is on it, the books are red).
     """
     now = now or utcnow()
@@ -112,7 +117,7 @@ def invoice_issue(*, invoice_id: UUID, actor: str, now: datetime | None = None) 
     amounts = list(InvoiceLine.objects.filter(invoice=invoice).values_list("amount_pico", flat=True))
     if not amounts:
         raise Problem(CONFLICT, "nothing is on this draft; it is not issued")
-    red = [violation for violation in books.check() if violation.pages]
+    red = [] if books_whole else books_red()
     if red:
         names = ", ".join(violation.name for violation in red)
         said = "; ".join(str(violation) for violation in red)
@@ -120,6 +125,11 @@ def invoice_issue(*, invoice_id: UUID, actor: str, now: datetime | None = None) 
     freeze(invoice, f"M{invoice.period.lower:%Y}-", sum(amounts), now)
     audit_write(actor=actor, tenant_id=invoice.tenant_id, action="invoice.issued", detail={"number": invoice.number})
     return invoice
+
+
+def books_red() -> list[books.Violation]:
+    """What stops invoicing: the invariants that page, with the rows that break them; empty where none does."""
+    return [violation for violation in books.check() if violation.pages]
 
 
 def _waiting(params: dict[str, Any]) -> list[Rated]:

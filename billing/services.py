@@ -72,6 +72,11 @@ def promo_grant(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: s
     )
 
 
+def money_key(kind: str, tenant_id: UUID, idem_key: str) -> str:
+    """The idempotency key of a top-up or grant on the books."""
+    return f"{kind}:{tenant_id}:{idem_key}"
+
+
 @transaction.atomic
 def topup_reverse(*, tx_id: UUID, actor: str) -> UUID:
     """Mirror a top-up or grant exactly. Problems: not_found, conflict (reversed before), insufficient_balance."""
@@ -237,7 +242,7 @@ def _money_in(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str
     accounts = ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
     house_kind = AccountKind.CASH if kind == "topup" else AccountKind.WRITEOFF
     house = ledger.house_account(currency=currency, kind=house_kind)
-    scoped_key = f"{kind}:{tenant_id}:{idem_key}"
+    scoped_key = money_key(kind, tenant_id, idem_key)
     known = LedgerTx.objects.filter(idem_key=scoped_key).first()
     if known is not None:
         entry = known.entries.filter(account_id=house.id).first()

@@ -1,12 +1,9 @@
 """Timers: each calls one service; a missed or repeated run is harmless."""
 
-import logging
-
 from celery import shared_task
 
-from billing import books, invoicing, reserved, spans
-
-log = logging.getLogger(__name__)
+from billing import books, invoicing, ledger, months, payments, reserved, spans
+from kernel.clock import utcnow
 
 
 @shared_task(name="billing.take_facts")
@@ -29,8 +26,21 @@ def draft_invoices() -> None:
     invoicing.drafts_update()
 
 
+@shared_task(name="billing.close_months")
+def close_months() -> None:
+    """Issue invoices and credit notes that are due."""
+    months.month_close()
+
+
 @shared_task(name="billing.check_books")
 def check_books() -> None:
-    """Run the invariants; what they find is logged as an error."""
+    """Run the invariants; each that is broken raises one alarm an hour, and stops invoicing where it pages."""
+    hour = utcnow().strftime("%Y-%m-%dT%H")
     for violation in books.check():
-        log.error("%s: %s: %s", violation.name, violation.sentence, violation.rows)
+        ledger.alarm(key=f"books:{violation.name}:{hour}", sentence=f"{violation.name}: {violation}")
+
+
+@shared_task(name="billing.take_payments")
+def take_payments() -> None:
+    """Credit what payment notices say."""
+    payments.notices_take()

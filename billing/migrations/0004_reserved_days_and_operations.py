@@ -26,6 +26,17 @@ CREATE OR REPLACE FUNCTION usage_counts() RETURNS trigger LANGUAGE plpgsql AS $$
     RAISE EXCEPTION 'no such price sheet for this tenant' USING ERRCODE = 'foreign_key_violation'; END IF;
   RETURN NULL; END $$
 """
+# The one word that a web process has about money coming in: signed text, which the system checks before it credits.
+PAYMENT_NOTICE = """
+CREATE FUNCTION payment_notice(p_key text, p_header text, p_body text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+  INSERT INTO outbox (topic, dedupe_key, payload, created_at)
+  SELECT 'payment.notice', p_key, jsonb_build_object('header', p_header, 'body', p_body), clock_timestamp()
+  WHERE p_key LIKE 'payment:%' AND length(p_body) <= 20000
+  ON CONFLICT DO NOTHING $$;
+REVOKE ALL ON FUNCTION payment_notice FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION payment_notice TO moorage_web, moorage_system
+"""
 
 
 class Migration(migrations.Migration):
@@ -107,6 +118,7 @@ class Migration(migrations.Migration):
         ),
         migrations.RunSQL(METER_ROWS, migrations.RunSQL.noop),
         migrations.RunSQL(USAGE_COUNTS, migrations.RunSQL.noop),
+        migrations.RunSQL(PAYMENT_NOTICE, migrations.RunSQL.noop),
         protect("reserved_span", system="SELECT, INSERT, UPDATE"),
         protect("operation", web="", system="SELECT, INSERT, UPDATE"),
     ]

@@ -19,7 +19,9 @@ EVERY_S = {
     "billing.take_facts": 5.0,
     "billing.rate_slices": 10.0,
     "controlplane.project": 30.0,
+    "billing.take_payments": 2.0,
     "billing.draft_invoices": 15.0,
+    "billing.close_months": 3600.0,
     "billing.check_books": 3600.0,
     "controlplane.expire": 3600.0,
 }

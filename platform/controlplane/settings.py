@@ -34,6 +34,10 @@ def _secret() -> str:
 SECRET = _secret()
 SECRET_KEY = derive(SECRET, "django")
 INTERNAL_TOKEN = env("MOORAGE_INTERNAL_TOKEN", default=internal_token(SECRET))
+# Operators' acts that move more than this (in the tenant's currency) wait for a second person.
+TWO_PERSON_ABOVE = env("MOORAGE_TWO_PERSON_ABOVE", default="1000")
+# Shared with the payment provider; empty means that no notice is believed.
+PAYMENT_WEBHOOK_SECRET = env("MOORAGE_PAYMENT_WEBHOOK_SECRET", default="")
 KEY_PEPPER = bytes.fromhex(env("MOORAGE_KEY_PEPPER", default=key_pepper(SECRET)))
 
 DEBUG = False

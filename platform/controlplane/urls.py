@@ -2,8 +2,11 @@
 
 from django.urls import include, path
 
+from controlplane.api import webhooks
+
 urlpatterns = [
     path("api/v1/", include("controlplane.api.urls")),
+    path("webhooks/payments", webhooks.payment_notice, name="payment-notice"),
     path("", include("controlplane.console.urls")),
 ]
 

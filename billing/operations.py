@@ -1,0 +1,186 @@
+"""The operators' door to money: small acts are done at once, large ones wait for a second person."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+
+from billing import corrections, services
+from billing.models import LedgerTx, Operation, PriceSheet, RatedLine, UsageEvent
+from billing.models.operations import DONE, REFUSED, WAITING
+from kernel import money
+from kernel.clock import utcnow
+from kernel.problems import CONFLICT, FORBIDDEN, INVALID_PARAMETER, NOT_FOUND, Problem
+from tenants.models import Tenant
+from tenants.services import audit_write
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Whose money an act moves, in which currency, how much (pico-units)."""
+
+    tenant_id: UUID
+    currency: str
+    amount_pico: int
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """`worth` reads the arguments and finds what the act comes to; `do` does it for an actor."""
+
+    worth: Callable[[Arguments], Worth]
+    do: Callable[[Worth, Arguments, str], object]
+
+
+def operation_ask(*, action: str, arguments: Arguments, actor: str) -> Operation | None:
+    """Do an operator's act; above the limit keep it for a second person instead, and return it.
+
+    `action` is topup or grant {tenant_id, amount, idem_key}, reverse {tx_id}, correct {event_id, counts, reason};
+    amounts are decimal strings. Problems: invalid_parameter, not_found, and those of the act itself.
+    """
+    if action not in ACTIONS:
+        raise Problem(INVALID_PARAMETER, f"action is one of {', '.join(ACTIONS)}", param="action")
+    worth = _worth(action, arguments)
+    if worth.amount_pico <= money.parse(settings.TWO_PERSON_ABOVE):
+        ACTIONS[action].do(worth, arguments, actor)
+        return None
+    with transaction.atomic():
+        operation = Operation.objects.create(
+            tenant_id=worth.tenant_id,
+            action=action,
+            arguments=dict(arguments),
+            amount=worth.amount_pico,
+            currency=worth.currency,
+            asked_by=actor,
+        )
+        _audit(operation, actor, "asked")
+    return operation
+
+
+@transaction.atomic
+def operation_approve(*, operation_id: UUID, actor: str) -> Operation:
+    """Do what waits, by the word of a second person. Problems: not_found; forbidden (who asked); conflict (decided)."""
+    operation = _waiting(operation_id)
+    if actor == operation.asked_by:
+        raise Problem(FORBIDDEN, f"{actor} asked for this; a second person approves it")
+    ACTIONS[operation.action].do(_worth(operation.action, operation.arguments), operation.arguments, actor)
+    return _decided(operation, DONE, actor)
+
+
+@transaction.atomic
+def operation_refuse(*, operation_id: UUID, actor: str) -> Operation:
+    """Drop what waits. Problems: not_found; conflict (decided before)."""
+    return _decided(_waiting(operation_id), REFUSED, actor)
+
+
+def _waiting(operation_id: UUID) -> Operation:
+    operation = Operation.objects.select_for_update().filter(id=operation_id).first()
+    if operation is None:
+        raise Problem(NOT_FOUND, f"there is no operation {operation_id}")
+    if operation.status != WAITING:
+        raise Problem(CONFLICT, f"operation {operation_id} is {operation.status}")
+    return operation
+
+
+def _decided(operation: Operation, status: str, actor: str) -> Operation:
+    operation.status, operation.decided_by, operation.decided_at = status, actor, utcnow()
+    operation.save(update_fields=["status", "decided_by", "decided_at"])
+    _audit(operation, actor, status)
+    return operation
+
+
+def _audit(operation: Operation, actor: str, verb: str) -> None:
+    audit_write(
+        actor=actor,
+        tenant_id=operation.tenant_id,
+        action=f"operation.{verb}",
+        detail={
+            "operation": str(operation.id),
+            "action": operation.action,
+            "amount": money.to_string(int(operation.amount)),
+            "currency": operation.currency,
+        },
+    )
+
+
+def _worth(action: str, arguments: Arguments) -> Worth:
+    try:
+        return ACTIONS[action].worth(arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Problem(INVALID_PARAMETER, f"an argument of {action} is absent or malformed: {error}") from error
+
+
+def _money_worth(arguments: Arguments) -> Worth:
+    tenant = Tenant.objects.filter(id=UUID(arguments["tenant_id"])).first()
+    if tenant is None:
+        raise Problem(NOT_FOUND, f"there is no tenant {arguments['tenant_id']}")
+    if not arguments["idem_key"]:
+        raise ValueError("idem_key is empty")
+    return Worth(tenant.id, tenant.currency, money.parse(arguments["amount"]))
+
+
+def _reversal_worth(arguments: Arguments) -> Worth:
+    tx = LedgerTx.objects.filter(id=UUID(arguments["tx_id"])).first()
+    if tx is None or tx.tenant_id is None:
+        raise Problem(NOT_FOUND, f"there is no transaction {arguments['tx_id']}")
+    entries = list(tx.entries.all())
+    return Worth(tx.tenant_id, entries[0].currency, sum(int(entry.amount) for entry in entries if entry.amount > 0))
+
+
+def _correction_worth(arguments: Arguments) -> Worth:
+    """At most what the deltas cost at the event's own rates: a cumulative rounding may be a pico less."""
+    event = UsageEvent.objects.filter(event_id=UUID(arguments["event_id"])).first()
+    if event is None:
+        raise Problem(NOT_FOUND, f"there is no usage event {arguments['event_id']}")
+    counts = arguments["counts"]
+    amount = sum(
+        -(int(counts.get(line.meter_id, 0)) * int(line.num_pico) // line.den)
+        for line in RatedLine.objects.filter(event=event)
+    )
+    return Worth(event.tenant_id, PriceSheet.objects.get(sha256=event.sheet_id).currency, amount)
+
+
+def _topup(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return services.topup(
+        tenant_id=worth.tenant_id,
+        currency=worth.currency,
+        amount_pico=worth.amount_pico,
+        idem_key=arguments["idem_key"],
+        actor=actor,
+    )
+
+
+def _grant(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return services.promo_grant(
+        tenant_id=worth.tenant_id,
+        currency=worth.currency,
+        amount_pico=worth.amount_pico,
+        idem_key=arguments["idem_key"],
+        actor=actor,
+    )
+
+
+def _reverse(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return services.topup_reverse(tx_id=UUID(arguments["tx_id"]), actor=actor)
+
+
+def _correct(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return corrections.usage_correct(
+        event_id=UUID(arguments["event_id"]),
+        counts=arguments["counts"],
+        actor=actor,
+        reason=arguments["reason"],
+    )
+
+
+ACTIONS = {
+    "topup": Action(_money_worth, _topup),
+    "grant": Action(_money_worth, _grant),
+    "reverse": Action(_reversal_worth, _reverse),
+    "correct": Action(_correction_worth, _correct),
+}

@@ -1,0 +1,82 @@
+"""Rebates: what the tiers of a price sheet give back on a month, as events and transactions of their own.
+
+A draw is always the quoted cost; a rebate follows. It is worked out from everything that a month used of a SKU,
+and the difference to what was given before is booked, so it may be brought up to date at any time.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q, Sum
+
+from billing.models import RatedLine, UsageEvent
+from billing.posting import Charge, charges_post, correction_post, tenant_lock
+from billing.selectors import sheet_for
+from kernel import usage
+from kernel.ids import derived_id
+from kernel.pricing import REBATE, rebate
+from kernel.pricing import RatedLine as Line
+
+_INSTANT = timedelta(microseconds=1)
+
+
+@transaction.atomic
+def rebates_post(*, tenant_id: UUID, currency: str, period: tuple[datetime, datetime]) -> int:
+    """Book what the tiers in force at the end of a month still owe on it, or were given too much; how many events."""
+    tree = tenant_lock(tenant_id=tenant_id)
+    charges = list(_charges(tenant_id, currency, period))
+    for charge in charges:
+        if charge.cost < 0:
+            correction_post(tree=tree, currency=currency, charge=charge, paid_by=None)
+        else:
+            charges_post(tree=tree, currency=currency, charges=[charge], source_id="rebates")
+    return len(charges)
+
+
+def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime]) -> Iterator[Charge]:
+    start, end = period
+    is_rebate = Q(event__kind=usage.REBATE)
+    used = (
+        RatedLine.objects.filter(
+            event__tenant_id=tenant_id,
+            event__sheet__currency=currency,
+            event__started_at__gte=start,
+            event__started_at__lt=end,
+        )
+        .values_list("event__sku", "event__region")
+        .annotate(
+            spent=Sum("amount", filter=~is_rebate, default=0),
+            given=Sum("amount", filter=is_rebate, default=0),
+        )
+        .order_by("event__sku", "event__region")
+    )
+    for sku, region, spent, given in used:
+        subject = derived_id(start, usage.REBATE, str(tenant_id), sku, region, currency)
+        before = UsageEvent.objects.filter(subject_id=subject, kind=usage.REBATE).count()
+        # Each in an instant of its own: the last ones of the month.
+        at = end - (before + 1) * _INSTANT
+        sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=at)
+        amount = -rebate(sheet.tiers, int(spent)) - int(given) if sheet else 0
+        if sheet is None or amount == 0:
+            continue
+        line = Line(REBATE, amount, 1, 1, amount)
+        event = usage.UsageEvent(
+            event_id=derived_id(at, str(subject), str(before)),
+            source="rebates",
+            tenant_id=tenant_id,
+            subject_id=subject,
+            kind=usage.REBATE,
+            sku=sku,
+            region=region,
+            currency=currency,
+            started_at=at,
+            ended_at=at,
+            counts={REBATE: amount},
+            sheet=sheet.sha256(),
+            quoted_pico=amount,
+            provenance=usage.ESTIMATED,
+            finish="month",
+        )
+        yield Charge(event, (line,), "", None, event.payload_sha256())

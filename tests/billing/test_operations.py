@@ -1,0 +1,99 @@
+"""Operators' acts: at once below the limit, by a second person above it, never by the same one."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import IntegrityError, transaction
+
+from billing.corrections import usage_correct
+from billing.models import LedgerTx, Operation
+from billing.operations import operation_approve, operation_ask, operation_refuse
+from kernel.problems import Problem
+from tests.billing.harbour import UNIT, Harbour, harbour, run
+
+
+@pytest.fixture(autouse=True)
+def limit(settings: Any) -> None:
+    settings.TWO_PERSON_ABOVE = "0.01"
+
+
+def ask(berth: Harbour, amount: str, *, action: str = "topup", actor: str = "ann") -> Operation | None:
+    arguments = {"tenant_id": str(berth.tenant_id), "amount": amount, "idem_key": f"wire-{uuid4()}"}
+    return operation_ask(action=action, arguments=arguments, actor=actor)
+
+
+def waiting(operation: Operation | None) -> UUID:
+    assert operation is not None
+    assert operation.status == "waiting"
+    return operation.id
+
+
+def test_up_to_the_limit_one_person_is_enough(database: None) -> None:
+    berth = harbour(money=0)
+    assert ask(berth, "0.01") is None
+    assert ask(berth, "0.005", action="grant") is None
+    assert berth.posted() == {"prepaid": UNIT // 100, "promo": UNIT // 200}
+
+
+def test_above_it_money_moves_only_by_a_second_person_and_once(database: None) -> None:
+    berth = harbour(money=0)
+    operation = waiting(ask(berth, "5000"))
+    assert berth.posted() == {}
+    with pytest.raises(Problem, match="a second person"):
+        operation_approve(operation_id=operation, actor="ann")
+    assert operation_approve(operation_id=operation, actor="bob").decided_by == "bob"
+    assert berth.posted() == {"prepaid": 5000 * UNIT}
+    with pytest.raises(Problem, match="is done"):
+        operation_approve(operation_id=operation, actor="cid")
+    refused = waiting(ask(berth, "1", action="grant"))
+    operation_refuse(operation_id=refused, actor="ann")
+    with pytest.raises(Problem, match="is refused"):
+        operation_approve(operation_id=refused, actor="bob")
+    assert berth.posted() == {"prepaid": 5000 * UNIT}
+
+
+def test_the_database_itself_refuses_one_person_for_two(database: None) -> None:
+    operation = waiting(ask(harbour(money=0), "1"))
+    with pytest.raises(IntegrityError, match="operation_two"), transaction.atomic():
+        run("UPDATE operation SET status = 'done', decided_by = 'ann', decided_at = now() WHERE id = %s", operation)
+
+
+def test_a_top_up_is_reversed_by_two(database: None) -> None:
+    berth = harbour(money=UNIT)
+    tx = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup")
+    operation = waiting(operation_ask(action="reverse", arguments={"tx_id": str(tx.id)}, actor="ann"))
+    operation_approve(operation_id=operation, actor="bob")
+    assert berth.posted() == {}
+
+
+def test_fault_66_two_admins_refund_the_same_line_and_the_second_is_refused(database: None, settings: Any) -> None:
+    settings.TWO_PERSON_ABOVE = "0.00001"
+    berth = harbour()
+    berth.hold(UNIT)
+    event = berth.event()
+    berth.ingest(event)
+    arguments = {"event_id": str(event.event_id), "counts": {"in_miss": -100, "out": -20}, "reason": "wrong answer"}
+    first, second = (waiting(operation_ask(action="correct", arguments=arguments, actor=who)) for who in ("ann", "bob"))
+    operation_approve(operation_id=first, actor="bob")
+    with pytest.raises(Problem, match="0 in_miss are left"):
+        operation_approve(operation_id=second, actor="ann")
+    assert Operation.objects.get(id=second).status == "waiting"
+    with pytest.raises(Problem, match="are left"):
+        usage_correct(event_id=event.event_id, counts={"out": -1}, actor="cid", reason="again")
+    assert berth.posted() == {"prepaid": 10 * UNIT}
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments", "says"),
+    [
+        ("pay_out", {}, "action is one of"),
+        ("topup", {"tenant_id": "x"}, "malformed"),
+        ("topup", {"tenant_id": str(uuid4()), "amount": "1", "idem_key": "k"}, "no tenant"),
+        ("reverse", {"tx_id": str(uuid4())}, "no transaction"),
+        ("correct", {"event_id": str(uuid4()), "counts": {}}, "no usage event"),
+    ],
+)
+def test_an_act_that_cannot_be_says_why(database: None, action: str, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(Problem, match=says):
+        operation_ask(action=action, arguments=arguments, actor="ann")
