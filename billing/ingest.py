@@ -13,7 +13,8 @@ from django.db import DatabaseError, OperationalError, connection, transaction
 
 from billing import ledger
 from billing.core import judge
-from billing.models import Quarantine
+from billing.core.payload import parse
+from billing.models import Quarantine, ReceiptTree
 from billing.posting import Charge, charges_post, tenant_lock
 from billing.selectors import sheets_of
 from billing.services import accounts_open
@@ -45,12 +46,15 @@ class Journalled:
     gateway_id: str
     boot_id: UUID
     seq: int
-    payload: Mapping[str, Any]
+    payload: Any
 
     @property
     def place(self) -> judge.Place:
         """Which record of which journal this is."""
         return self.gateway_id, self.boot_id, self.seq
+
+
+Parsed = tuple[Journalled, UsageEvent | judge.Refused]
 
 
 @dataclass(slots=True)
@@ -68,9 +72,14 @@ def events_ingest(batch: Sequence[Journalled], *, then: Then | None = None, now:
     A repeat has no effect. What contradicts an earlier event, is impossible or is priced otherwise than
     here goes to quarantine, where its journal number counts as delivered.
     """
-    groups: dict[tuple[str, str], list[Journalled]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Parsed]] = defaultdict(list)
     for item in batch:
-        groups[str(item.payload.get("tenant_id")), str(item.payload.get("currency"))].append(item)
+        try:
+            event: UsageEvent | judge.Refused = parse(item.payload)
+        except judge.Refused as refusal:
+            event = refusal
+        key = (str(event.tenant_id), event.currency) if isinstance(event, UsageEvent) else ("", "")
+        groups[key].append((item, event))
     result = Ingested()
     parts = [groups[key] for key in sorted(groups)] or [[]]
     sheets = cache(sheets_of)
@@ -86,7 +95,7 @@ def record_quarantine(item: Journalled, *, reason: str, event: UsageEvent | None
         tenant_id=event.tenant_id if event else None,
         event_id=event.event_id if event else None,
         reason=reason,
-        payload=json.dumps(item.payload),
+        payload=_kept(item.payload),
         gateway_id=item.gateway_id,
         boot_id=item.boot_id,
         journal_seq=item.seq,
@@ -96,7 +105,14 @@ def record_quarantine(item: Journalled, *, reason: str, event: UsageEvent | None
     ledger.alarm(key=f"quarantine:{where}", sentence=f"journal record {where} is in quarantine: {reason}")
 
 
-def _book(items: Sequence[Journalled], sheets: SheetsOf, now: datetime, then: Then | None, result: Ingested) -> None:
+def _kept(payload: Any) -> str:
+    try:
+        return json.dumps(payload)
+    except RecursionError:
+        return "nested too deeply to be kept"
+
+
+def _book(items: Sequence[Parsed], sheets: SheetsOf, now: datetime, then: Then | None, result: Ingested) -> None:
     """One transaction; if the database refuses it, one per record: a poisoned record stops no other."""
     try:
         with transaction.atomic():
@@ -106,15 +122,15 @@ def _book(items: Sequence[Journalled], sheets: SheetsOf, now: datetime, then: Th
     except OperationalError:
         raise
     except DatabaseError as error:
+        if not items:
+            raise
         if len(items) == 1:
             with transaction.atomic():
-                record_quarantine(items[0], reason=f"refused by the database: {str(error).splitlines()[0]}")
+                record_quarantine(items[0][0], reason=f"refused by the database: {str(error).splitlines()[0]}")
                 if then:
                     then()
             result.quarantined += 1
             return
-        if not items:
-            raise
         for item in items[:-1]:
             _book([item], sheets, now, None, result)
         _book(items[-1:], sheets, now, then, result)
@@ -124,28 +140,22 @@ def _book(items: Sequence[Journalled], sheets: SheetsOf, now: datetime, then: Th
     result.quarantined += done.quarantined
 
 
-def _post(items: Sequence[Journalled], sheets: SheetsOf, now: datetime) -> Ingested:
+def _post(items: Sequence[Parsed], sheets: SheetsOf, now: datetime) -> Ingested:
     """Sort out repeats and what must be refused, book the rest, in the caller's transaction."""
     result = Ingested()
-    parsed: list[tuple[Journalled, UsageEvent]] = []
-    for item in items:
-        try:
-            parsed.append((item, UsageEvent.from_json(item.payload)))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            record_quarantine(item, reason=f"malformed: {error!r}")
-            result.quarantined += 1
-    if not parsed:
-        return result
-    tenant_id, currency = parsed[0][1].tenant_id, parsed[0][1].currency
-    tenant_known = Tenant.objects.filter(id=tenant_id).exists()
-    if tenant_known:
-        accounts_open(tenant_id=tenant_id, currency=currency)
-        tree = tenant_lock(tenant_id=tenant_id)
-    known = judge.known(_booked(parsed))
+    events = [(item, event) for item, event in items if isinstance(event, UsageEvent)]
+    tree: ReceiptTree | None = None
+    if events:
+        tenant_id, currency = events[0][1].tenant_id, events[0][1].currency
+        if Tenant.objects.filter(id=tenant_id).exists():
+            accounts_open(tenant_id=tenant_id, currency=currency)
+            tree = tenant_lock(tenant_id=tenant_id)
+    known = judge.known(_booked(events))
     charges: list[Charge] = []
-    for item, event in parsed:
-        if not tenant_known:
-            record_quarantine(item, reason=f"there is no tenant {tenant_id}")
+    for item, event in items:
+        if isinstance(event, judge.Refused) or tree is None:
+            reason = str(event) if isinstance(event, judge.Refused) else f"there is no tenant {event.tenant_id}"
+            record_quarantine(item, reason=reason)
             result.quarantined += 1
             continue
         try:
@@ -161,9 +171,9 @@ def _post(items: Sequence[Journalled], sheets: SheetsOf, now: datetime) -> Inges
         known.add(event, payload, item.place)
         subject = f"gateway:{event.purse}:{event.region}"
         charges.append(Charge(event, lines, subject, event.generation or 0, payload, journal=item.place))
-    if charges:
+    if tree is not None and charges:
         first, last = charges[0].journal, charges[-1].journal
-        charges_post(tree=tree, currency=currency, charges=charges, source_id=f"{first}-{last}")
+        charges_post(tree=tree, currency=charges[0].event.currency, charges=charges, source_id=f"{first}-{last}")
         result.booked = len(charges)
     return result
 

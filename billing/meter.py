@@ -4,9 +4,11 @@ That position moves in the transaction of the effect and is the gateway's acknow
 any point pulls the same records again, which has no effect.
 """
 
+import json
 import logging
 import threading
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -46,6 +48,16 @@ class Boot:
     closed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a gateway says of itself: its boots, its Redis, and that what it admitted before `low_at` has ended."""
+
+    gateway_id: str
+    boots: tuple[Boot, ...]
+    low_at: datetime
+    run_id: str
+
+
 class Gateway:
     """The internal listener of one gateway."""
 
@@ -57,8 +69,8 @@ class Gateway:
         """The JSON object at `path`. JournalError for every other answer, HTTPError where nobody is there."""
         response = self._pool.request("GET", self.url + path)
         try:
-            body = orjson.loads(response.data)
-        except orjson.JSONDecodeError as error:
+            body = _json(response.data)
+        except (ValueError, RecursionError) as error:
             raise JournalError(f"{self.url}{path}: no JSON") from error
         if response.status != 200 or not isinstance(body, dict):
             raise JournalError(f"{self.url}{path}: {response.status}")
@@ -76,7 +88,7 @@ def run(stop: threading.Event) -> None:
                 done = gateway_pull(gateway)
                 moved += done.booked + done.quarantined
                 silent.discard(gateway.url)
-            except (urllib3.exceptions.HTTPError, JournalError, KeyError, ValueError, Error) as error:
+            except (urllib3.exceptions.HTTPError, JournalError, Error) as error:
                 if gateway.url not in silent:
                     log.warning("cannot pull %s for now: %s", gateway.url, error)
                 silent.add(gateway.url)
@@ -90,26 +102,25 @@ def run(stop: threading.Event) -> None:
 def gateway_pull(gateway: Gateway) -> Ingested:
     """Book everything that one gateway has, boot by boot, and note what it says of its open requests.
 
-    JournalError where a journal has a gap: nothing beyond it is booked.
+    A boot whose journal cannot be read on raises the alarm and stops no other: nothing beyond that place is
+    booked, and until it can be, nothing counts as posted. JournalError where the gateway tells no boots.
     """
-    answer = gateway.get("/internal/journal")
-    gateway_id = answer["gateway_id"]
-    boots = [Boot(gateway_id, UUID(boot["boot_id"]), boot["head"], boot["closed"]) for boot in answer["boots"]]
+    report = _report(gateway.get("/internal/journal"))
     GatewayJournal.objects.bulk_create(
-        [GatewayJournal(gateway_id=gateway_id, boot_id=boot.boot_id) for boot in boots], ignore_conflicts=True
+        [GatewayJournal(gateway_id=report.gateway_id, boot_id=boot.boot_id) for boot in report.boots],
+        ignore_conflicts=True,
     )
     total = Ingested()
     complete = True
-    for boot in boots:
+    for boot in report.boots:
         with alone("meter", f"{boot.gateway_id}/{boot.boot_id}") as granted:
-            if granted:
-                _boot_pull(gateway, boot, total)
-        complete = complete and granted
+            complete = granted and _boot_pull(gateway, boot, total) and complete
     if complete:
         # Every request admitted before `low` had ended when the heads were read, and those are booked now.
-        GatewayJournal.objects.filter(gateway_id=gateway_id, boot_id__in=[boot.boot_id for boot in boots]).update(
-            posted_low_at=from_ms(answer["low"]), run_id=answer["run_id"] or "", seen_at=Now()
+        rows = GatewayJournal.objects.filter(
+            gateway_id=report.gateway_id, boot_id__in=[boot.boot_id for boot in report.boots]
         )
+        rows.update(posted_low_at=report.low_at, run_id=report.run_id, seen_at=Now())
     alarms_log()
     return total
 
@@ -124,22 +135,55 @@ def alarms_log() -> int:
     return len(rows)
 
 
-def _boot_pull(gateway: Gateway, boot: Boot, total: Ingested) -> None:
+def _report(answer: dict[str, Any]) -> Report:
+    try:
+        gateway_id = str(answer["gateway_id"])
+        boots = tuple(
+            Boot(gateway_id, UUID(boot["boot_id"]), int(boot["head"]), bool(boot["closed"])) for boot in answer["boots"]
+        )
+        return Report(gateway_id, boots, from_ms(answer["low"]), answer["run_id"] or "")
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise JournalError(f"a gateway told no boots: {error!r}") from error
+
+
+def _boot_pull(gateway: Gateway, boot: Boot, total: Ingested) -> bool:
+    """Book what a boot has; False, with the alarm, where its journal cannot be read to the end."""
     row = GatewayJournal.objects.filter(gateway_id=boot.gateway_id, boot_id=boot.boot_id)
     at = row.values_list("pulled_seq", flat=True)[0]
-    while True:
-        if boot.closed and at >= boot.head:
-            row.filter(closed_seq=None).update(closed_seq=boot.head, closed_at=Now())
-        # Asking from the next number acknowledges everything before it.
-        page = gateway.get(f"/internal/journal/{boot.boot_id}?from={at + 1}&limit={PAGE}")
-        batch = [Journalled(boot.gateway_id, boot.boot_id, item["seq"], item["event"]) for item in page["events"]]
-        if not batch:
-            return
-        if [item.seq for item in batch] != list(range(at + 1, at + 1 + len(batch))):
-            raise JournalError(f"journal {boot.gateway_id}/{boot.boot_id} has a gap after {at}")
-        last = batch[-1].seq
-        done = events_ingest(batch, then=partial(row.update, pulled_seq=last))
-        total.booked += done.booked
-        total.repeated += done.repeated
-        total.quarantined += done.quarantined
-        at = last
+    try:
+        while True:
+            if boot.closed and at >= boot.head:
+                row.filter(closed_seq=None).update(closed_seq=boot.head, closed_at=Now())
+            batch = _page(gateway, boot, at)
+            if not batch:
+                return True
+            at = batch[-1].seq
+            done = events_ingest(batch, then=partial(row.update, pulled_seq=at))
+            total.booked += done.booked
+            total.repeated += done.repeated
+            total.quarantined += done.quarantined
+    except JournalError as error:
+        where = f"{boot.gateway_id}/{boot.boot_id}"
+        with transaction.atomic():
+            ledger.alarm(key=f"journal:{where}/{at}", sentence=f"journal {where} stops after {at}: {error}")
+        return False
+
+
+def _page(gateway: Gateway, boot: Boot, at: int) -> list[Journalled]:
+    """The records after `at`, whose asking acknowledges everything up to it. JournalError where they do not follow."""
+    page = gateway.get(f"/internal/journal/{boot.boot_id}?from={at + 1}&limit={PAGE}")
+    try:
+        records = [(item["seq"], item["event"]) for item in page["events"]]
+    except (KeyError, TypeError) as error:
+        raise JournalError(f"a record without number or event: {error!r}") from error
+    if [seq for seq, _ in records] != list(range(at + 1, at + 1 + len(records))):
+        raise JournalError("a gap")
+    return [Journalled(boot.gateway_id, boot.boot_id, at + place, event) for place, (_, event) in enumerate(records, 1)]
+
+
+def _json(data: bytes) -> Any:
+    """JSON, and what only the laxer reader takes (a lone surrogate): one such record must not hide its neighbours."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)

@@ -2,13 +2,16 @@
 
 import json
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, transaction
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from billing import ingest, posting
 from billing.core import receipts
@@ -17,6 +20,7 @@ from billing.models import HoldMove, LedgerTx, Quarantine, RatedLine, ReceiptLea
 from kernel.clock import month_of, utcnow
 from kernel.ids import _layout
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
+from kernel.usage import UsageEvent as UsageEventFact
 from tenants.models import Outbox
 from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
 
@@ -141,7 +145,7 @@ def at(minutes: float) -> UUID:
         ({"provenance": "correction"}, "does not come from a gateway"),
         ({"ended_at": LONG_AGO}, "ended before"),
         ({"counts": {"sun": 1}, "quoted_pico": 0}, "unknown meter"),
-        ({"counts": {OUT: -1}}, "impossible count"),
+        ({"counts": {OUT: -1}, "quoted_pico": 0}, "impossible count"),
         ({"counts": {ACCEL_SECOND: 1}, "quoted_pico": 0}, "accelerator time"),
         ({"quoted_pico": COST + 1}, "the sheet says"),
         ({"sheet": bytes(32)}, "was not in force"),
@@ -171,9 +175,88 @@ def test_records_that_are_no_events_and_unknown_tenants_are_set_aside(database: 
     assert "there is no tenant" in reasons(berth)[2]
 
 
+WRONG_FIELDS = [
+    ("currency", "XXX"),
+    ("currency", []),
+    ("generation", 10**40),
+    ("generation", 2**31),
+    ("generation", "1"),
+    ("generation", True),
+    ("attempt", 2**15),
+    ("attempt", -1),
+    ("waste", 1.5),
+    ("finish", "\ud800"),
+    ("finish", "x" * 2000),
+    ("engine_usage", {"text": "\ud800"}),
+    ("engine_usage", {"text": "\x00"}),
+    ("engine_usage", {"tokens": 10**30}),
+    ("engine_usage", [1]),
+    ("counts", [1]),
+    ("counts", {"out": True}),
+    ("counts", {"out": "20"}),
+    ("quoted_pico", "-1"),
+    ("quoted_pico", "9" * 5000),
+    ("reserved_pico", "9" * 39),
+    ("started_at", "2026-01-01T00:00:00"),
+    ("ended_at", "0001-01-01T00:00:00+14:00"),
+    ("event_id", "ffffffff-ffff-7fff-bfff-ffffffffffff"),
+    ("purse", 7),
+    ("sku", {}),
+    ("sheet", "zz"),
+    ("api_key_id", 1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_FIELDS)
+def test_a_poisoned_field_is_set_aside_with_a_reason_and_stops_no_other_event(
+    database: None, field: str, value: Any
+) -> None:
+    berth = harbour()
+    poisoned = berth.record(berth.event().to_json() | {field: value})
+    done = events_ingest([berth.record(berth.event()), poisoned, berth.record(berth.event())])
+    assert (done.booked, done.quarantined) == (2, 1)
+    (reason,) = reasons(berth)
+    assert reason.startswith(("malformed: ", "refused by the database: "))
+    assert json.loads(Quarantine.objects.get(gateway_id=berth.gateway_id).payload)[field] == value
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [field.name for field in fields(UsageEventFact)]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    whole=json_values,
+    changed=st.dictionaries(st.sampled_from(FIELDS), json_values, min_size=1, max_size=3),
+    lacking=st.sampled_from(FIELDS),
+)
+def test_whatever_json_holds_is_booked_or_set_aside_and_never_stops_ingest(
+    database: None, whole: Any, changed: dict[str, Any], lacking: str
+) -> None:
+    berth = anybodys()
+    good = berth.event().to_json()
+    lacks = {name: value for name, value in berth.event().to_json().items() if name != lacking}
+    records = [berth.record(payload) for payload in (whole, good | changed, lacks, berth.event().to_json())]
+    done = events_ingest(records)
+    assert done.booked >= 1
+    assert done.booked + done.quarantined == len(records)
+    set_aside = Quarantine.objects.filter(boot_id=berth.boot_id, journal_seq__gt=berth.seq - len(records))
+    assert set_aside.exclude(reason="").count() == done.quarantined
+
+
+@cache
+def anybodys() -> Harbour:
+    """One tenant for every example."""
+    return harbour()
+
+
 def test_what_the_database_refuses_stops_no_other_event(database: None) -> None:
     berth = harbour()
-    poisoned = berth.event(finish="\x00")
+    poisoned = berth.event(engine_usage={"text": "\x00"})
     done = berth.ingest(berth.event(), poisoned, berth.event())
     assert (done.booked, done.quarantined) == (2, 1)
     assert berth.posted()["revenue"] == 2 * COST

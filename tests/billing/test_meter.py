@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
 
 import pytest
 from django.conf import settings
@@ -15,7 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from billing import ledger, meter
 from billing.meter import Gateway, JournalError, gateway_pull
-from billing.models import GatewayJournal
+from billing.models import GatewayJournal, Quarantine
 from kernel.clock import from_ms, to_ms, utcnow
 from tenants.models import Outbox
 from tests.billing.harbour import UNIT, Harbour, harbour
@@ -36,6 +37,8 @@ class Journal:
     freed: int = 0
     status: int = 200
     first_seq: int = 1
+    broken: dict[str, bytes] = field(default_factory=dict)  # boots that come first, and the page they answer with
+    boots: Any = "its own"
 
     def add(self, count: int = 1) -> None:
         self.events += [self.berth.event().to_json() for _ in range(count)]
@@ -43,9 +46,11 @@ class Journal:
     def answer(self, path: str, query: dict[str, list[str]]) -> dict[str, Any]:
         boot = str(self.berth.boot_id)
         if path == "/internal/journal":
+            boots = [{"boot_id": other, "head": 1, "closed": False} for other in self.broken]
+            boots.append({"boot_id": boot, "head": len(self.events), "closed": self.closed})
             return {
                 "gateway_id": self.berth.gateway_id,
-                "boots": [{"boot_id": boot, "head": len(self.events), "closed": self.closed}],
+                "boots": boots if self.boots == "its own" else self.boots,
                 "boot_id": boot,
                 "run_id": self.run_id,
                 "low": self.low_ms,
@@ -70,7 +75,8 @@ def journal(database: None) -> Iterator[tuple[Journal, Gateway]]:
             allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
             self.send_response(world.status if allowed else 401)
             self.end_headers()
-            self.wfile.write(json.dumps(world.answer(parts.path, parse_qs(parts.query))).encode())
+            page = world.broken.get(parts.path.rpartition("/")[2])
+            self.wfile.write(page or json.dumps(world.answer(parts.path, parse_qs(parts.query))).encode())
 
         def log_message(self, *_: object) -> None:
             """Quiet."""
@@ -140,13 +146,62 @@ def test_fault_4_a_meter_killed_after_the_commit_pulls_on_from_there(
     assert world.freed == 3
 
 
-def test_a_gap_stops_the_boot_and_nothing_beyond_it_is_booked(journal: tuple[Journal, Gateway]) -> None:
+def alarm_of(world: Journal, after: int) -> str:
+    row = Outbox.objects.get(dedupe_key=f"journal:{world.berth.gateway_id}/{world.berth.boot_id}/{after}")
+    return str(row.payload["sentence"])
+
+
+def test_a_gap_stops_the_boot_raises_the_alarm_and_nothing_beyond_it_is_booked(
+    journal: tuple[Journal, Gateway],
+) -> None:
     world, gateway = journal
     world.add(2)
     world.first_seq = 2
-    with pytest.raises(JournalError, match="gap after 0"):
+    for _ in range(2):
+        assert gateway_pull(gateway).booked == 0
+    assert "stops after 0: a gap" in alarm_of(world, 0)
+    assert (row_of(world).pulled_seq, row_of(world).posted_low_at) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        (b"no JSON", "no JSON"),
+        (b"[" * 200_000, "no JSON"),
+        (b'{"events": [{"seq": 1}]}', "without number or event"),
+        (b'{"events": 7}', "without number or event"),
+    ],
+)
+def test_a_boot_that_cannot_be_read_stops_no_other_boot_of_its_gateway(
+    journal: tuple[Journal, Gateway], page: bytes, says: str
+) -> None:
+    world, gateway = journal
+    world.broken[str(uuid4())] = page
+    world.add(2)
+    assert gateway_pull(gateway).booked == 2
+    assert row_of(world).pulled_seq == 2
+    # Nothing counts as posted while a boot may still hold usage.
+    assert row_of(world).posted_low_at is None
+    alarm = Outbox.objects.get(dedupe_key=f"journal:{world.berth.gateway_id}/{next(iter(world.broken))}/0")
+    assert says in alarm.payload["sentence"]
+
+
+def test_a_lone_surrogate_hides_no_record_beside_it(journal: tuple[Journal, Gateway]) -> None:
+    world, gateway = journal
+    world.add(2)
+    world.events[0]["finish"] = "\ud800"
+    done = gateway_pull(gateway)
+    assert (done.booked, done.quarantined) == (1, 1)
+    kept = Quarantine.objects.get(gateway_id=world.berth.gateway_id)
+    assert json.loads(kept.payload)["finish"] == "\ud800"
+
+
+@pytest.mark.parametrize("boots", [None, [{}], [{"boot_id": "x", "head": 1, "closed": False}], 3])
+def test_a_gateway_that_tells_no_boots_is_an_error(journal: tuple[Journal, Gateway], boots: Any) -> None:
+    world, gateway = journal
+    world.boots = boots
+    with pytest.raises(JournalError, match="told no boots"):
         gateway_pull(gateway)
-    assert row_of(world).pulled_seq == 0
 
 
 @pytest.mark.parametrize("token", ["wrong"])
