@@ -17,7 +17,7 @@ class Pool(models.Model):
     `capacity` and `reserved` count accelerators. `engine_images` maps a recipe's image repository to
     {"image", "version"}. `resource_name` and `runtime_class` are "" where there is none. `releases` are those
     whose weights lie under `weights_root`; null means any, fetched by the node. `weights_volume` is a
-    volume source, null where the root is on the node itself.
+    volume source, null where the root is on the node itself. `cluster` is "" once its cluster was removed.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -43,6 +43,20 @@ class Pool(models.Model):
 
     def __str__(self) -> str:
         return f"{self.region}/{self.name}"
+
+
+class ClusterAccess(models.Model):
+    """How to reach a region's Kubernetes: a kubeconfig of one context, sealed under the installation's secret."""
+
+    name = models.TextField(primary_key=True)
+    region = models.TextField(unique=True)
+    sealed = models.BinaryField()
+
+    class Meta:
+        db_table = "cluster_access"
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.region}"
 
 
 class ClusterListing(models.Model):
@@ -113,7 +127,8 @@ class Endpoint(models.Model):
 class Deployment(models.Model):
     """One recipe on one pool behind an endpoint. `accelerators` is what one replica takes.
 
-    `applied` names the manifests that the cluster last accepted, `fault` why it refused the newest.
+    `applied` names the manifests that the cluster last accepted, `owned` which fields it then called ours, `fault`
+    why it refused the newest.
     `decided_at` is the `observed_at` of the facts that the last pass acted on.
     """
 
@@ -129,6 +144,7 @@ class Deployment(models.Model):
     reserved = models.PositiveIntegerField(default=0)
     held = models.BooleanField(default=False)
     applied = models.TextField(default="")
+    owned = models.TextField(default="")
     applied_at = models.DateTimeField(null=True)
     fault = models.JSONField(null=True)
     decided_at = models.DateTimeField(null=True)

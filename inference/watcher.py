@@ -5,16 +5,17 @@ Stopping it loses speed alone: the sweep lists every cluster too.
 
 import logging
 import threading
+from collections import defaultdict
 from uuid import UUID
 
 from django.db import close_old_connections
 
 from inference import clusters, facts
 from inference.clock import database_now
-from inference.models import Pool
-from k8s.cluster import Change, Cluster, Ref, Snapshot, UnreachableError
+from k8s.cluster import Change, Cluster, Object, Ref, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
 from k8s.observe import observe
+from k8s.ownership import owned
 from kernel import ids
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ PAUSE_S = 2.0
 
 
 class View:
-    """A cluster as last known: a snapshot, brought forward change by change.
+    """A cluster as last known: a snapshot, brought forward change by change, one namespace at a time.
 
     It may lag behind a listing that began later; so it says of no pod that it is gone but of those in `gone`,
     whose end it was told.
@@ -33,27 +34,46 @@ class View:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.gone: set[UUID] = set()
-        self._objects = {Ref.of(item): item for item in snapshot.objects}
-        self._pods = {Ref.of(item): item for item in snapshot.pods}
+        self._items: dict[str, dict[Ref, Object]] = defaultdict(dict)
+        for item in (*snapshot.objects, *snapshot.pods):
+            self._items[_place(item)][Ref.of(item)] = item
         self._nodes = snapshot.nodes
         self._version = snapshot.version
 
-    def take(self, change: Change) -> UUID | None:
-        """Bring the view forward by one of our objects or a pod; the deployment that it touches, if any."""
-        items = self._pods if change.object["kind"] == "Pod" else self._objects
-        if change.gone:
-            items.pop(Ref.of(change.object), None)
-        else:
-            items[Ref.of(change.object)] = change.object
-        if change.gone and items is self._pods:
-            self.gone.add(UUID(change.object["metadata"]["uid"]))
+    def take(self, change: Change) -> set[UUID]:
+        """Bring the view forward by one of our objects or a pod; the deployments that it touches."""
+        item, ref = change.object, Ref.of(change.object)
+        items = self._items[_place(item)]
+        before = items.pop(ref, None)
+        if not change.gone:
+            items[ref] = item
+        elif item["kind"] == "Pod":
+            self.gone.add(UUID(item["metadata"]["uid"]))
         self._version = change.version
-        label = change.object["metadata"].get("labels", {}).get(DEPLOYMENT_LABEL)
-        return ids.decode(ids.DEPLOYMENT, label) if label else None
+        if deployment_id := _deployment_id(item):
+            return {deployment_id}
+        # All of a tenant's deployments share it; what the cluster itself keeps writing there touches none.
+        if before is not None and not change.gone and owned(before) == owned(item):
+            return set()
+        return {found for other in items.values() if (found := _deployment_id(other))}
 
-    def snapshot(self) -> Snapshot:
-        """The view as a whole."""
-        return Snapshot(tuple(self._objects.values()), tuple(self._pods.values()), self._nodes, self._version)
+    def snapshot(self, item: Object) -> Snapshot:
+        """What there is in the namespace of `item`, which is all that its deployments consist of."""
+        items = self._items[_place(item)].values()
+        pods = tuple(other for other in items if other["kind"] == "Pod")
+        objects = tuple(other for other in items if other["kind"] != "Pod")
+        return Snapshot(objects, pods, self._nodes, self._version)
+
+
+def _place(item: Object) -> str:
+    """The namespace that an object is in, or is."""
+    ref = Ref.of(item)
+    return ref.namespace or ref.name
+
+
+def _deployment_id(item: Object) -> UUID | None:
+    label = item["metadata"].get("labels", {}).get(DEPLOYMENT_LABEL)
+    return ids.decode(ids.DEPLOYMENT, label) if label else None
 
 
 def follow(name: str, source: Cluster, stop: threading.Event) -> None:
@@ -66,22 +86,27 @@ def follow(name: str, source: Cluster, stop: threading.Event) -> None:
     for change in source.changes(listed.version, timeout_s=FOLLOW_S):
         if stop.is_set() or change.object["kind"] == "Node":
             return
-        touched = view.take(change)
-        if touched is not None:
-            seen = observe(view.snapshot())
-            facts.record(name, seen, as_of=database_now(), only={touched}, gone=view.gone)
+        if touched := view.take(change):
+            seen = observe(view.snapshot(change.object))
+            facts.record(name, seen, as_of=database_now(), only=touched, gone=view.gone)
 
 
 def run(stop: threading.Event) -> None:
-    """Follow every cluster that a pool names, until `stop` is set: a record is one transaction and needs no end."""
-    names = Pool.objects.values_list("cluster", flat=True).distinct().order_by("cluster")
-    for name in names:
-        threading.Thread(target=_keep_following, args=(name, stop), name=f"watch-{name}", daemon=True).start()
-    stop.wait()
+    """Follow every cluster that a pool is on, until `stop` is set: a record is one transaction and needs no end."""
+    threads: dict[str, threading.Thread] = {}
+    while not stop.is_set():
+        for name in clusters.names():
+            if name not in threads or not threads[name].is_alive():
+                threads[name] = threading.Thread(
+                    target=_keep_following, args=(name, stop), name=f"watch-{name}", daemon=True
+                )
+                threads[name].start()
+        close_old_connections()
+        stop.wait(FOLLOW_S)
 
 
 def _keep_following(name: str, stop: threading.Event) -> None:
-    while not stop.is_set():
+    while not stop.is_set() and name in clusters.names():
         try:
             follow(name, clusters.cluster(name), stop)
         except UnreachableError as error:

@@ -60,11 +60,15 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of one manifest; `changed` is False where the cluster held the same already."""
+    """What became of one manifest; `changed` is False where the cluster held the same already.
+
+    `owned` stands for the fields that are ours now (`k8s.ownership`), "" where there was an error.
+    """
 
     ref: Ref
     changed: bool
     error: Conflict | Invalid | Quota | Retry | None = None
+    owned: str = ""
 
 
 @dataclass(frozen=True, slots=True)

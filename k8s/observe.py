@@ -2,14 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from k8s.cluster import Object, Snapshot
+from k8s.cluster import Object, Ref, Snapshot
 from k8s.desired import DEPLOYMENT_LABEL, GENERATION_LABEL, SPEC_HASH_LABEL
+from k8s.ownership import combined, owned
 from kernel import ids
 
 RUNNING = "Running"
@@ -60,6 +61,7 @@ class Observed:
 
     `settled` says that the cluster has acted on the last apply: every wanted replica runs it and is ready,
     and no other pod is left. `reason` and `message` tell what keeps it from that ("" when nothing does).
+    `owned` stands for the fields that are ours of its objects and its namespace's, as `combined` has it.
     Pods whose Deployment is gone stand under generation 0 until the last of them has ended.
     """
 
@@ -72,6 +74,7 @@ class Observed:
     reason: str
     message: str
     pods: tuple[ObservedPod, ...]
+    owned: str = ""
 
 
 def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
@@ -86,22 +89,39 @@ def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
         for item in snapshot.objects
         if item["kind"] == "Deployment" and (deployment_id := _deployment_id(item))
     }
+    ours = _owned(snapshot.objects)
     return {
         deployment_id: _observe_deployment(
             deployment_id,
             deployments.get(deployment_id),
             tuple(sorted(pods[deployment_id], key=lambda pod: pod.name)),
+            ours,
         )
         for deployment_id in sorted({*deployments, *pods})
     }
 
 
-def _observe_deployment(deployment_id: UUID, item: Object | None, pods: tuple[ObservedPod, ...]) -> Observed:
+def _owned(objects: Iterable[Object]) -> dict[tuple[str, UUID | None], dict[Ref, str]]:
+    """Digests of objects by their namespace and deployment; under None those that all of a tenant's share."""
+    found: dict[tuple[str, UUID | None], dict[Ref, str]] = defaultdict(dict)
+    for item in objects:
+        ref = Ref.of(item)
+        found[ref.namespace or ref.name, _deployment_id(item)][ref] = owned(item)
+    return found
+
+
+def _observe_deployment(
+    deployment_id: UUID,
+    item: Object | None,
+    pods: tuple[ObservedPod, ...],
+    ours: Mapping[tuple[str, UUID | None], dict[Ref, str]],
+) -> Observed:
     ready = sum(pod.ready and not pod.terminating for pod in pods)
     if item is None:
         return Observed(deployment_id, 0, "", 0, ready, not pods, *_whole_reason(None, pods), pods)
     labels, status = item["metadata"]["labels"], item.get("status", {})
     replicas, spec_hash = item["spec"]["replicas"], labels.get(SPEC_HASH_LABEL, "")
+    namespace = item["metadata"]["namespace"]
     settled = (
         status.get("observedGeneration", 0) >= item["metadata"].get("generation", 0)
         and len(pods) == replicas
@@ -116,6 +136,7 @@ def _observe_deployment(deployment_id: UUID, item: Object | None, pods: tuple[Ob
         settled,
         *_whole_reason(item, pods),
         pods,
+        combined(ours.get((namespace, None), {}) | ours[namespace, deployment_id]),
     )
 
 

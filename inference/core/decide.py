@@ -16,7 +16,6 @@ from inference.core.status import status_of
 from inference.core.words import Finalizer
 from k8s.cluster import Object
 from k8s.desired import SPEC_HASH_LABEL, WorkloadSpec, deployment_objects, tenant_objects
-from k8s.observe import Observed
 
 _PROBE_RETRY_S = 2
 _ACTION_RETRY_S = 5
@@ -172,16 +171,18 @@ def _apply(row: EndpointRow, deployment: DeploymentRow, workload: WorkloadSpec, 
     objects = deployment_objects(spec, deployment.pool)
     manifests = json.dumps(tenant_objects(deployment.tenant, deployment.region) + objects, sort_keys=True)
     digest = hashlib.sha256(manifests.encode()).hexdigest()
-    if deployment.applied != digest or (deployment.fresh and _drifted(deployment.seen, spec, objects[0])):
+    if deployment.applied != digest or (deployment.fresh and _drifted(deployment, spec, objects[0])):
         yield Apply(deployment.id, digest, manifests)
 
 
-def _drifted(seen: Observed | None, spec: WorkloadSpec, manifest: Object) -> bool:
-    """The cluster holds something else than what it accepted."""
+def _drifted(deployment: DeploymentRow, spec: WorkloadSpec, manifest: Object) -> bool:
+    """The cluster holds something else than what it accepted, or a field of ours has become another's."""
+    seen = deployment.seen
     if seen is None:
         return True
     spec_hash = manifest["metadata"]["labels"][SPEC_HASH_LABEL]
-    return (seen.generation, seen.replicas, seen.spec_hash) != (spec.generation, spec.replicas, spec_hash)
+    wanted = (spec.generation, spec.replicas, spec_hash, deployment.owned)
+    return (seen.generation, seen.replicas, seen.spec_hash, seen.owned) != wanted
 
 
 def _dismantle(row: EndpointRow) -> Decision:

@@ -44,7 +44,8 @@ class DeploymentRow:
 
     `workload.replicas` is what the customer asked for. `applied` is the digest that the cluster last
     accepted, PENDING during an attempt, DELETED after a delete, "" before the first. `fresh` says that the
-    facts are younger than that. `weights_known` says that the pool vouches for the weights.
+    facts are younger than that. `owned` stands for the fields that it then called ours. `weights_known` says that
+    the pool vouches for the weights.
     """
 
     workload: WorkloadSpec | Absent
@@ -62,6 +63,7 @@ class DeploymentRow:
     replicas: tuple[ReplicaRow, ...]
     weights_known: bool
     pool_free: int
+    owned: str = ""
 
     @property
     def id(self) -> UUID:

@@ -79,6 +79,7 @@ def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow
         ),
         weights_known=pool.releases is not None and endpoint.release in pool.releases,
         pool_free=pool.capacity - pool.reserved,
+        owned=deployment.owned,
     )
 
 

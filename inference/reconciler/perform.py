@@ -21,6 +21,7 @@ from inference.services import hold_deployment
 from k8s import observe
 from k8s.cluster import Applied, Invalid, Quota, UnreachableError
 from k8s.desired import deployment_refs
+from k8s.ownership import combined
 from kernel.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -82,21 +83,22 @@ class Performer:
     def _apply(self, action: do.Apply) -> None:
         deployment = self._deployment(action.deployment_id)
         self._attempt(deployment.id)
-        cluster = clusters.cluster(deployment.pool.cluster)
-        results = cluster.apply(action.objects())
-        error = next((item for item in results if item.error is not None), None)
-        if error is not None:
-            self._fail(deployment.id, *_fault(error))
-            return
-        kept = {item.ref for item in results}
-        surplus = [ref for ref in deployment_refs(deployment.tenant_id, deployment.id) if ref not in kept]
         try:
+            cluster = clusters.cluster(deployment.pool.cluster)
+            results = cluster.apply(action.objects())
+            error = next((item for item in results if item.error is not None), None)
+            if error is not None:
+                self._fail(deployment.id, *_fault(error))
+                return
+            kept = {item.ref: item.owned for item in results}
+            surplus = [ref for ref in deployment_refs(deployment.tenant_id, deployment.id) if ref not in kept]
             cluster.delete(surplus, grace_s=None)
         except UnreachableError as silence:
             self._fail(deployment.id, CLUSTER_UNREACHABLE, str(silence))
             return
         self.claim.renew()
-        self._update(deployment.id, applied=action.digest, applied_at=database_now(), fault=None)
+        accepted = {"applied": action.digest, "owned": combined(kept), "applied_at": database_now()}
+        self._update(deployment.id, **accepted, fault=None)
 
     @perform.register
     def _delete(self, action: do.DeleteWorkload) -> None:

@@ -3,19 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from k8s.client import kinds
+from k8s.client import kinds, rights
 from k8s.client.connection import APPLY, Connection, RefusedError
 from k8s.client.faults import RETRY_S, classify
 from k8s.client.kinds import Kind
 from k8s.client.watches import follow
 from k8s.cluster import Applied, Change, Invalid, Object, Ref, Retry, Snapshot, UnreachableError
-
-FIELD_MANAGER = "moorage"
+from k8s.ownership import FIELD_MANAGER, decided, ours, owned
 
 _ABSENT = 404
 _CONFLICT = 409
-# What an applier does not decide, or what tells of a write without saying what it changed.
-_SERVER_METADATA = ("resourceVersion", "generation", "managedFields")
 # A pod that has not started, or whose log its node has put away, has printed nothing.
 _NO_LOG = {400, 404}
 
@@ -104,6 +101,13 @@ class KubernetesCluster:
                 return ""
             raise UnreachableError(f"the log of {pod} cannot be read: {error}") from error
 
+    def missing_rights(self) -> Sequence[str]:
+        """What `rights.yaml` asks for and the account may not do. UnreachableError where nobody can say."""
+        try:
+            return rights.missing(self._connection)
+        except RefusedError as error:
+            raise UnreachableError(f"the account's rights cannot be read: {error}") from error
+
     def _apply(self, item: Object, dry_run: bool) -> Applied:
         """One object. The read before the write tells whether the write changed anything."""
         ref = _ref(item)
@@ -118,7 +122,7 @@ class KubernetesCluster:
             after = self._connection.call("PATCH", kind.path(ref), query=query, body=item, content_type=APPLY)
         except RefusedError as error:
             return Applied(ref, False, classify(error.status, error.message, error.retry_after_s))
-        return Applied(ref, before is None or _decided(before) != _decided(after))
+        return Applied(ref, before is None or decided(before) != decided(after), owned=owned(after))
 
     def _get(self, kind: Kind, ref: Ref) -> Object | None:
         try:
@@ -166,15 +170,12 @@ def _ref(item: Object) -> Ref:
 
 
 def _plain(kind: Kind, item: Object) -> Object:
-    """An object as everywhere else: with its type (lists leave it out), without the server's bookkeeping."""
-    item["metadata"].pop("managedFields", None)
+    """An object as everywhere else: with its type (lists leave it out); of the server's book, our own entry."""
+    if kind.foreign or kind is kinds.POD:
+        item["metadata"].pop("managedFields", None)
+    else:
+        item["metadata"]["managedFields"] = ours(item)
     return {**item, "apiVersion": kind.api_version, "kind": kind.name}
-
-
-def _decided(item: Object) -> Object:
-    """What appliers decide of an object."""
-    meta = {key: value for key, value in item["metadata"].items() if key not in _SERVER_METADATA}
-    return {**{key: value for key, value in item.items() if key != "status"}, "metadata": meta}
 
 
 def _lasting(node: Object) -> Object:

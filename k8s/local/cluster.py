@@ -23,13 +23,13 @@ from k8s.local import admission, logfile
 from k8s.local.rollout import condition, ended, instant
 from k8s.local.runner import pod_folder
 from k8s.local.store import BrokenFileError, Store, Transaction
+from k8s.ownership import SERVER_METADATA, decided, owned
 
 AGENT_LOCK = "agent.lock"
 
 _POLL_S = 0.1
 _RETRY_S = 5.0
 _LOST_AFTER_S = 40.0
-_SERVER_FIELDS = {"uid", "resourceVersion", "generation", "creationTimestamp"}
 
 
 class LocalCluster:
@@ -124,7 +124,7 @@ def _apply(turn: Transaction, item: Object) -> Applied:
     if current is None:
         meta = {"uid": str(uuid4()), "creationTimestamp": instant(datetime.now(UTC)), "generation": 1}
         turn.put({**item, "metadata": item["metadata"] | meta})
-        return Applied(ref, True)
+        return Applied(ref, True, owned=owned(item))
     return _update(turn, ref, current, item)
 
 
@@ -140,25 +140,19 @@ def _update(turn: Transaction, ref: Ref, current: Object, item: Object) -> Appli
     for key in ("uid", "resourceVersion"):
         if key in meta and meta[key] != known[key]:
             return Applied(ref, False, Conflict(f"{ref}: {key} is {known[key]}, not {meta[key]}"))
-    body, known_body = _body(item), _body(current)
+    body, known_body = decided(item), decided(current)
     if body == known_body:
-        return Applied(ref, False)
+        return Applied(ref, False, owned=owned(current))
     spec, known_spec = body.get("spec", {}), known_body.get("spec", {})
     if ref.kind == "Deployment" and spec["selector"] != known_spec["selector"]:
         return Applied(ref, False, Invalid(f"{ref}: spec.selector may not change"))
-    server = {key: known[key] for key in _SERVER_FIELDS}
+    server = {key: known[key] for key in SERVER_METADATA if key in known}
     server["generation"] += spec != known_spec
     fresh = {**body, "metadata": body["metadata"] | server}
     if "status" in current:
         fresh["status"] = current["status"]
     turn.put(fresh)
-    return Applied(ref, True)
-
-
-def _body(item: Object) -> Object:
-    """What an applier decides: everything but the status and the server's own metadata."""
-    meta = {key: value for key, value in item["metadata"].items() if key not in _SERVER_FIELDS}
-    return {**{key: value for key, value in item.items() if key != "status"}, "metadata": meta}
+    return Applied(ref, True, owned=owned(fresh))
 
 
 def _delete(turn: Transaction, ref: Ref, grace_s: int | None) -> None:

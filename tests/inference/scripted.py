@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from k8s.cluster import Applied, Change, Object, Ref, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
+from k8s.ownership import owned
 
 
 class ScriptedCluster:
@@ -29,7 +30,7 @@ class ScriptedCluster:
             if self.fault is None and changed:
                 self.objects[ref] = copy.deepcopy(item)
                 self.writes += 1
-            results.append(Applied(ref, changed and self.fault is None, self.fault))
+            results.append(Applied(ref, changed and self.fault is None, self.fault, owned(item)))
         return results
 
     def delete(self, refs: Iterable[Ref], *, grace_s: int | None) -> None:

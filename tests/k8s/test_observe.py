@@ -191,7 +191,8 @@ def test_pods_that_the_cluster_refuses_are_told_by_the_deployment(text, reason):
 
 
 def test_objects_of_others_are_passed_over():
-    foreign = {"kind": "Deployment", "metadata": {"name": "x", "labels": {DEPLOYMENT_LABEL: "not-an-id"}}, "spec": {}}
+    meta = {"name": "x", "namespace": "y", "labels": {DEPLOYMENT_LABEL: "not-an-id"}}
+    foreign = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": {}}
     assert o.observe(Snapshot((foreign,), (), (), "1")) == {}
 
 
