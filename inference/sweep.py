@@ -8,7 +8,7 @@ from django.db.models import Exists, F, OuterRef, Q
 
 from inference import clusters, facts
 from inference.clock import database_now
-from inference.models import Deployment, Endpoint, Pool
+from inference.models import Deployment, Endpoint
 from inference.reconciler.run import reconcile
 from k8s.cluster import UnreachableError
 from tenants.models import Standing
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def sweep() -> int:
     """Facts of every cluster, then a pass over every due endpoint; how many passes were ours."""
-    for name in Pool.objects.values_list("cluster", flat=True).distinct().order_by("cluster"):
+    for name in clusters.names():
         try:
             facts.record_listing(name, clusters.cluster(name))
         except UnreachableError as error:

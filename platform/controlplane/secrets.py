@@ -22,3 +22,8 @@ def internal_token(secret: str) -> str:
 def key_pepper(secret: str) -> str:
     """Pepper of the API key digests, hex."""
     return derive(secret, "api-key-pepper")
+
+
+def kubeconfig_key(secret: str) -> str:
+    """Key under which the clusters' kubeconfigs are sealed, hex."""
+    return derive(secret, "kubeconfig")

@@ -5,7 +5,7 @@ from pathlib import Path
 import environ
 
 from controlplane.database import django_config
-from controlplane.secrets import derive, internal_token, key_pepper
+from controlplane.secrets import derive, internal_token, key_pepper, kubeconfig_key
 
 ROOT = Path(__file__).resolve().parents[2]
 env = environ.Env()
@@ -38,6 +38,7 @@ INTERNAL_TOKEN = env("MOORAGE_INTERNAL_TOKEN", default=internal_token(SECRET))
 TWO_PERSON_ABOVE = env("MOORAGE_TWO_PERSON_ABOVE", default="1000")
 # Shared with the payment provider; empty means that no notice is believed.
 PAYMENT_WEBHOOK_SECRET = env("MOORAGE_PAYMENT_WEBHOOK_SECRET", default="")
+KUBECONFIG_KEY = bytes.fromhex(kubeconfig_key(SECRET))
 KEY_PEPPER = bytes.fromhex(env("MOORAGE_KEY_PEPPER", default=key_pepper(SECRET)))
 
 DEBUG = False

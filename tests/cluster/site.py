@@ -37,11 +37,11 @@ def prepare(plane):
 class Site(Place):
     """One test's share of a control plane."""
 
-    def __init__(self, plane, root, engines):
+    def __init__(self, plane, root, engines, *, speed=10):
         self.plane = plane
         self.admin = Connection(plane.kubeconfig("admin"))
         self.cluster = KubernetesCluster(plane.kubeconfig("app"))
-        self.nodes = Nodes(plane.kubeconfig("nodes"), root, engines, (plane.certificate, plane.key), speed=10)
+        self.nodes = Nodes(plane.kubeconfig("nodes"), root, engines, (plane.certificate, plane.key), speed=speed)
 
     def start(self, *machines):
         """Add nodes."""

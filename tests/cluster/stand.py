@@ -5,6 +5,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import yaml
+
 from tests.cluster.boot import ControlPlane, build
 from tests.cluster.nodes import Nodes, machine
 from tests.cluster.site import prepare
@@ -18,6 +20,17 @@ POOLS = {
     "mthreads": {"mthreads.com/gpu": 8},
     "enflame": {"enflame.com/gcu": 8},
     "cpu": {"moorage.dev/cpu-engine": 2},
+}
+# The pool whose engines really run; the others are there to see where pods land.
+CPU_POOL = {
+    "name": "cpu",
+    "accelerator": "cpu",
+    "resource_name": "moorage.dev/cpu-engine",
+    "engine_images": {
+        "engine.moorage.local/vllm-cpu": {"image": "engine.moorage.local/vllm-cpu:0.32.0", "version": "0.32.0"}
+    },
+    "weights_root": str(ROOT / ".moorage" / "weights"),
+    "releases": ["tiny-deepseek"],
 }
 SILENT_S = 40
 
@@ -41,7 +54,8 @@ def main():
             labels = {"moorage.dev/pool": pool}
             nodes.add(*(machine(f"{pool}-{number}", labels=labels, resources=resources) for number in range(2)))
         log.info("Kubernetes is up, with two nodes in each of the pools %s.", ", ".join(POOLS))
-        log.info("  for Moorage: %s", FOLDER / "app.kubeconfig")
+        (FOLDER / "pools.yaml").write_text(yaml.safe_dump([CPU_POOL]))
+        log.info("  for Moorage: %s and pools.yaml beside it", FOLDER / "app.kubeconfig")
         log.info("  for you:     %s get nodes", kubectl)
         log.info("Ctrl-C ends it.")
         signal.sigwait(signals)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,16 +207,15 @@ def stop(up: subprocess.Popen[bytes]) -> None:
     up.wait(STOPPED_WITHIN_S)
 
 
-@pytest.fixture(scope="session")
-def moorage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moorage]:
-    """An installation on free ports with a state folder of its own."""
-    state = tmp_path_factory.mktemp("moorage")
+@contextmanager
+def installed(state: Path, engines: Path) -> Iterator[Moorage]:
+    """An installation on free ports with a state folder of its own, for the length of a block."""
     web, gateway, internal = free_port(), free_port(), free_port()
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("MOORAGE_", "DJANGO_"))},
         "MOORAGE_STATE_DIR": str(state),
         "MOORAGE_WEIGHTS": str(ROOT / ".moorage" / "weights"),
-        "MOORAGE_ENGINES": str(ROOT / ".engines"),
+        "MOORAGE_ENGINES": str(engines),
         "WEB_LISTEN": f"127.0.0.1:{web}",
         "GATEWAY_LISTEN": f"127.0.0.1:{gateway}",
         "GATEWAY_INTERNAL_LISTEN": f"127.0.0.1:{internal}",
@@ -237,6 +237,13 @@ def moorage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moorage]:
         )
     finally:
         stop(up[0])
+
+
+@pytest.fixture(scope="session")
+def moorage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moorage]:
+    """The installation of the scenarios, with real engines."""
+    with installed(tmp_path_factory.mktemp("moorage"), ROOT / ".engines") as moorage:
+        yield moorage
 
 
 @pytest.fixture(scope="session")

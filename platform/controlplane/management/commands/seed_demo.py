@@ -19,7 +19,7 @@ from controlplane.demo import Demo, demo_file, write_demo
 from inference import services as inference
 from inference.catalogue_files import LOCAL_RELEASE
 from inference.core.words import Rung
-from inference.models import Endpoint
+from inference.models import Endpoint, Pool
 from inference.pools import CPU_ACCELERATOR, pool_ensure_local
 from inference.selectors import sku_of
 from kernel import money
@@ -46,8 +46,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         pool_ensure_local(weights_root=settings.WEIGHTS_DIR)
         releases = [TEST_RELEASE, *([LOCAL_RELEASE] if settings.LOCAL_MODEL else [])]
-        for release in releases:
-            publish_prices(release)
+        for region in sorted({*Pool.objects.values_list("region", flat=True)}):
+            for release in releases:
+                publish_prices(release, region)
         operator = operator_tenant()
         for release in releases:
             shared_endpoint(operator, release)
@@ -56,7 +57,7 @@ class Command(BaseCommand):
         projection.project_all()
 
 
-def publish_prices(release: str) -> None:
+def publish_prices(release: str, region: str) -> None:
     """A public sheet per rung, in force from a minute ago."""
     skus = {
         sku_of(release, Rung.SHARED, ""): TOKENS,
@@ -64,8 +65,8 @@ def publish_prices(release: str) -> None:
     }
     now = utcnow()
     for sku, meters in skus.items():
-        if sheet_for(sku=sku, region=settings.REGION, currency=CURRENCY, tenant_id=None, at=now) is None:
-            sheet = Sheet(sku, settings.REGION, CURRENCY, now - timedelta(minutes=1), meters)
+        if sheet_for(sku=sku, region=region, currency=CURRENCY, tenant_id=None, at=now) is None:
+            sheet = Sheet(sku, region, CURRENCY, now - timedelta(minutes=1), meters)
             billing.sheet_publish(sheet=sheet, actor=ACTOR)
 
 
