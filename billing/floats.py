@@ -5,11 +5,14 @@ looks only at signs. Transfer numbers are small, so they may be compared.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
+from uuid import UUID
 
 import redis
 
 from kernel import wire
+from kernel.clock import from_ms
 
 # KEYS float, run, floats; ARGV run_id, generation. 1 the float exists in this generation, 2 made now, -1 fence.
 _OPEN = """
@@ -49,20 +52,27 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] or redis.call('HGET', KEYS[1], 'gen') ~
 redis.call('HSET', KEYS[1], 'dry', ARGV[3])
 return 1
 """
-# KEYS float, reservations; ARGV grace in ms. How many expired reservations of this generation went back.
-_RECLAIM = """
+# KEYS reservations; ARGV grace in ms. Flat list of ids and values of those that expired longer ago.
+_EXPIRED = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local gen, back = redis.call('HGET', KEYS[1], 'gen'), 0
-local all = redis.call('HGETALL', KEYS[2])
+local all, expired = redis.call('HGETALL', KEYS[1]), {}
 for i = 1, #all, 2 do
-  local g, amount, expiry = string.match(all[i + 1], '^([^|]+)|([^|]+)|([^|]+)$')
-  if tonumber(expiry) + tonumber(ARGV[1]) < now then
-    redis.call('HDEL', KEYS[2], all[i])
-    if g == gen then redis.call('HINCRBY', KEYS[1], 'free', amount) back = back + 1 end
+  if tonumber(string.match(all[i + 1], '[^|]+$')) + tonumber(ARGV[1]) < now then
+    expired[#expired + 1] = all[i]
+    expired[#expired + 1] = all[i + 1]
   end
 end
-return back
+return expired
+"""
+# KEYS float, reservations; ARGV id, value as it was seen, amount. 1 ended now, 0 somebody else ended it.
+_END = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+if string.match(ARGV[2], '^[^|]+') == redis.call('HGET', KEYS[1], 'gen') then
+  redis.call('HINCRBY', KEYS[1], 'free', ARGV[3])
+end
+return 1
 """
 
 
@@ -79,6 +89,16 @@ class State:
     free: int
     dry: bool
     pending: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one request took from a float, pico-units; `value` as Redis has it."""
+
+    request_id: UUID
+    value: str
+    amount: int
+    expires_at: datetime
 
 
 class Floats:
@@ -121,15 +141,27 @@ class Floats:
         """Say whether the lender has nothing more for this float."""
         self._script(_DRY, [name, wire.FLOAT_RUN], [self.run_id, self.generation, int(dry)])
 
-    def reclaim(self, name: str, *, grace_ms: int) -> int:
-        """Free what requests reserved that cannot be running any more; how many."""
-        return int(self._client.eval(_RECLAIM, 2, name, wire.reservations(name), grace_ms))
+    def expired(self, name: str, *, grace_ms: int) -> list[Reservation]:
+        """Reservations of requests that cannot be running any more."""
+        flat = [item.decode() for item in self._client.eval(_EXPIRED, 1, wire.reservations(name), grace_ms)]
+        return [_reservation(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+
+    def end(self, name: str, reservation: Reservation, *, give_back: int) -> bool:
+        """End a reservation and free so much of it in its own generation; False where it has ended otherwise."""
+        keys = [name, wire.reservations(name)]
+        arguments = [str(reservation.request_id), reservation.value, give_back]
+        return self._script(_END, keys, arguments) == 1
 
     def _script(self, script: str, keys: list[str], arguments: list[Any]) -> int:
         answer = int(self._client.eval(script, len(keys), *keys, *arguments))
         if answer < 0:
             raise Fenced(keys[0])
         return answer
+
+
+def _reservation(request_id: str, value: str) -> Reservation:
+    _, amount, expiry_ms = value.split("|")
+    return Reservation(UUID(request_id), value, int(amount), from_ms(int(expiry_ms)))
 
 
 def names(client: redis.Redis) -> list[str]:

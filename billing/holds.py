@@ -1,7 +1,7 @@
 """Holds beyond one deployment: writing returns, sealing, and giving back what closed holds have left."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from django.db import transaction
 from django.db.models import F, Max, Q
@@ -9,14 +9,19 @@ from django.db.models.functions import Now
 
 from billing.bulk import insert_rows
 from billing.models import BillableSpan, GatewayJournal, Hold, HoldMove, LedgerAccount, MoveKind, ReservedSpan
+from kernel import wire
+from kernel.clock import utcnow
 
-# The longest request that a gateway lets run; what was reserved longer ago cannot be running.
-LONGEST_REQUEST = timedelta(hours=1)
+# What was reserved longer ago than this cannot be running.
+LONGEST_REQUEST = timedelta(seconds=wire.LONGEST_REQUEST_S)
 GRACE = timedelta(minutes=10)
 # Facts of the last moments reach us within this time after a deployment's hold was closed.
 LAST_FACTS = timedelta(seconds=60)
 # How far the clocks of Redis and PostgreSQL may lie apart, with room to spare.
 CLOCKS_APART = timedelta(seconds=5)
+# Boots that are over and booked to their end.
+_PULLED = Q(closed_seq__isnull=False, pulled_seq__gte=F("closed_seq"))
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def accounts_lock_of(holds: Sequence[Hold]) -> None:
@@ -69,6 +74,12 @@ def gateway_holds_return(*, region: str, run_id: str, now: datetime) -> int:
     return sum(_return_rest(hold) for hold in sealed if _gateways_done(hold, run_id, now))
 
 
+def posted_until() -> datetime:
+    """Every request that was admitted before it is on the books, or its gateway will never tell."""
+    rows = GatewayJournal.objects.exclude(_PULLED).values_list("posted_low_at", flat=True)
+    return min((at - CLOCKS_APART if at else _NEVER for at in rows), default=utcnow())
+
+
 def deployment_holds_return(*, now: datetime) -> int:
     """Give back the rest of closed deployments' holds once their last slices are booked; how many."""
     sealed = Hold.objects.filter(subject__startswith="deployment:", sealed_at__isnull=False, open__gt=0)
@@ -92,9 +103,8 @@ def _gateways_done(hold: Hold, run_id: str, now: datetime) -> bool:
     if sealed_at is None:
         return False
     posted = Q(run_id=run_id, posted_low_at__gt=sealed_at + CLOCKS_APART)
-    pulled = Q(closed_seq__isnull=False, pulled_seq__gte=F("closed_seq"))
     silent = Q(seen_at__lt=sealed_at - LONGEST_REQUEST - GRACE)
-    return not GatewayJournal.objects.exclude(posted | pulled | silent).exists()
+    return not GatewayJournal.objects.exclude(posted | _PULLED | silent).exists()
 
 
 def _expired(hold: Hold, now: datetime) -> bool:

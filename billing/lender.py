@@ -24,11 +24,12 @@ from billing import holds
 from billing.advisory import alone
 from billing.core.lending import lend_amount, return_amount
 from billing.core.posting import spread
-from billing.floats import Fenced, Floats, State
-from billing.models import SPENDING, Hold, HoldMove, LedgerAccount, MoveKind
+from billing.floats import Fenced, Floats, Reservation, State
+from billing.models import SPENDING, Hold, HoldMove, LedgerAccount, MoveKind, Quarantine, UsageEvent
 from billing.selectors import spent_since
 from kernel import wire
 from kernel.clock import utcnow
+from kernel.usage import CORRECTION, TOKENS
 
 Redis = redis.Redis
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ MAX_WANTS = 1000
 CLOCKS_APART_S = 2.0
 RETRY_S = 2.0
 SWEEP_S = 2.0
+RECALL_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +162,21 @@ def _check_run(client: Redis, run_id: str) -> None:
 def _work(client: Redis, run_id: str, region: str, wants: Sequence[wire.Want], sweep: bool, done: Pass) -> None:
     floats = Floats(client, run_id=run_id, generation=generation(region))
     wanted: dict[Purse, int] = defaultdict(int)
+    recalled: dict[Purse, int] = defaultdict(int)
     for want in wants:
-        wanted[Purse(UUID(want.tenant_id), want.purse, want.currency, region)] += want.amount
+        purse = Purse(UUID(want.tenant_id), want.purse, want.currency, region)
+        if want.amount < 0:
+            recalled[purse] -= want.amount
+        else:
+            wanted[purse] += want.amount
     if sweep:
         for name in redis_floats.names(client):
             _, _, tenant_id, scope, currency = name.split(":")
             wanted.setdefault(Purse(UUID(tenant_id), scope, currency, region), 0)
     for purse, amount in wanted.items():
         _serve(floats, purse, amount, done)
+    for purse, amount in recalled.items():
+        _recall(floats, purse, amount, done)
     if sweep:
         done.closed += holds.gateway_holds_return(region=region, run_id=run_id, now=utcnow())
 
@@ -175,9 +184,7 @@ def _work(client: Redis, run_id: str, region: str, wants: Sequence[wire.Want], s
 def _serve(floats: Floats, purse: Purse, wanted: int, done: Pass) -> None:
     """Bring one float up to what it should hold, and say whether there is more."""
     state = _finish(floats, purse, floats.open(purse.name))
-    reclaimed = floats.reclaim(purse.name, grace_ms=int(holds.GRACE.total_seconds() * 1000))
-    if reclaimed:
-        log.warning("%s: %s reservations expired and went back", purse.name, reclaimed)
+    _reclaim(floats, purse)
     accounts = LedgerAccount.objects.filter(tenant_id=purse.tenant_id, currency=purse.currency, kind__in=SPENDING)
     available = sum(max(0, account.available) for account in accounts)
     spend = spent_since(purse.tenant_id, purse.currency, utcnow() - RECENT)
@@ -190,6 +197,48 @@ def _serve(floats: Floats, purse: Purse, wanted: int, done: Pass) -> None:
         done.returned += take_back(floats, purse, transfer=state.transfer + 1, amount=back)
     if state.dry != (available <= 0):
         floats.mark_dry(purse.name, dry=available <= 0)
+
+
+def _recall(floats: Floats, purse: Purse, asked: int, done: Pass) -> None:
+    """Take free money back for a hold of the tenant's own; requests that lack it now ask for it anew."""
+    for _ in range(RECALL_TRIES):
+        state = _finish(floats, purse, floats.open(purse.name))
+        amount = min(state.free, asked)
+        if amount <= 0:
+            return
+        if returned := take_back(floats, purse, transfer=state.transfer + 1, amount=amount):
+            done.returned += returned
+            floats.mark_dry(purse.name, dry=False)
+            return
+
+
+def _reclaim(floats: Floats, purse: Purse) -> None:
+    """End the reservations that nobody settled: what their events cost stays lent, and all of it while an event
+    may be on its way or lies in quarantine.
+    """
+    # Looked at before the events: what is posted meanwhile is not taken for absent.
+    posted_until = holds.posted_until()
+    expired = floats.expired(purse.name, grace_ms=int(holds.GRACE.total_seconds() * 1000))
+    if not expired:
+        return
+    events = UsageEvent.objects.filter(subject_id__in=[item.request_id for item in expired], kind=TOKENS)
+    originals = events.exclude(provenance=CORRECTION).values_list("subject_id")
+    quoted = {subject_id: int(total) for subject_id, total in originals.annotate(total=Sum("quoted_pico"))}
+    ended = 0
+    for item in expired:
+        cost = quoted.get(item.request_id)
+        if cost is None:
+            if item.expires_at >= posted_until or _set_aside(item):
+                continue
+            cost = 0
+        ended += floats.end(purse.name, item, give_back=max(0, item.amount - cost))
+    if ended:
+        log.warning("%s: %s reservations expired and went back", purse.name, ended)
+
+
+def _set_aside(item: Reservation) -> bool:
+    """Whether the request's event lies in quarantine: its money waits for a person."""
+    return Quarantine.objects.filter(payload__contains=str(item.request_id)).exists()
 
 
 def lend(floats: Floats, purse: Purse, *, transfer: int, amount: int) -> int:

@@ -148,6 +148,7 @@ def _ahead(span: ReservedSpan, currency: str, now: datetime) -> None:
         deployment_id=span.endpoint_id,
         needed_pico=pico or 0,
         until=span.due_at + DAY,
+        now=now,
     )
 
 

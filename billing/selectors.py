@@ -210,10 +210,10 @@ def spent_since(tenant_id: UUID, currency: str, since: datetime) -> int:
 def _accruing(tenant_id: UUID, currency: str) -> int:
     now = utcnow()
     total = 0
-    for span in BillableSpan.objects.filter(tenant_id=tenant_id, finished=False, from_at__isnull=False):
+    for span in BillableSpan.objects.filter(tenant_id=tenant_id, finished=False):
         sheet = sheet_for(sku=span.sku, region=span.region, currency=currency, tenant_id=tenant_id, at=now)
         start = span.rated_until or span.from_at
-        if sheet is None or start is None or ACCEL_SECOND not in sheet.meters:
+        if sheet is None or ACCEL_SECOND not in sheet.meters:
             continue
         rate = sheet.meters[ACCEL_SECOND]
         seconds = max(0, int(((span.ended_at or now) - start).total_seconds())) * span.accelerator_count

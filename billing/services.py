@@ -4,9 +4,9 @@ from datetime import timedelta
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import Max, Sum
+from django.db.models import Max, QuerySet, Sum
 
-from billing import ledger, selectors
+from billing import ledger, recall, selectors
 from billing.bulk import hex_bytes, insert_rows
 from billing.models import AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
 from kernel.clock import utcnow
@@ -165,9 +165,7 @@ def reserved_hold_place(*, tenant_id: UUID, endpoint_id: UUID, sku: str, region:
 def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int) -> int:
     """Raise a deployment's hold to `needed_pico`, wholly or not at all; what is missing (0: done)."""
     subject = deployment_subject(deployment_id)
-    live = Hold.objects.filter(
-        subject=subject, account__tenant_id=tenant_id, account__currency=currency, sealed_at=None
-    )
+    live = _live(tenant_id, currency, deployment_id)
     more = needed_pico - (live.aggregate(total=Sum("open"))["total"] or 0)
     if more <= 0:
         return 0
@@ -201,6 +199,8 @@ def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter:
     )
     if needed is None:
         raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
+    held = _live(tenant_id, currency, subject_id).aggregate(total=Sum("open", default=0))["total"]
+    recall.bring_back(tenant_id=tenant_id, currency=currency, needed_pico=needed - int(held))
     missing = deployment_hold_fill(tenant_id=tenant_id, currency=currency, deployment_id=subject_id, needed_pico=needed)
     if missing:
         raise Problem(
@@ -213,6 +213,16 @@ def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter:
 def deployment_subject(deployment_id: UUID) -> str:
     """The subject of the holds of a deployment, or of an endpoint with reserved kTPM."""
     return f"deployment:{deployment_id}"
+
+
+def _live(tenant_id: UUID, currency: str, deployment_id: UUID) -> "QuerySet[Hold]":
+    """A deployment's open holds, one per account."""
+    return Hold.objects.filter(
+        subject=deployment_subject(deployment_id),
+        account__tenant_id=tenant_id,
+        account__currency=currency,
+        sealed_at=None,
+    )
 
 
 def _accounts_open(tenant_id: UUID, currency: str, credit_limit_pico: int | None) -> None:

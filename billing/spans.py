@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from billing import holds, ledger
+from billing import holds, ledger, recall, standing
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
 from billing.models import BillableSpan, Hold, Quarantine, UsageEvent
 from billing.posting import Charge, charges_post, tenant_lock
@@ -24,16 +24,16 @@ from tenants.selectors import tenant_get
 TOPIC = "inference.billable"
 # From this minute on the next hour's money is set aside too.
 AHEAD_MINUTE = 50
-# LEAST and GREATEST pass over NULL, so facts may come repeated and in any order.
+# Every fact names its span, and LEAST and GREATEST pass over NULL: facts may come repeated and in any order.
 UPSERT = """
 INSERT INTO billable_span (pod_uid, tenant_id, deployment_id, endpoint_id, sku, region, accelerator,
   accelerator_count, from_at, proven_at, ended_at)
 VALUES (%(pod_uid)s, %(tenant_id)s, %(deployment_id)s, %(endpoint_id)s, %(sku)s, %(region)s, %(accelerator)s,
-  %(accelerator_count)s, %(from)s, %(alive)s, %(to)s)
-ON CONFLICT (pod_uid) DO UPDATE SET
-  from_at = LEAST(billable_span.from_at, EXCLUDED.from_at),
+  %(accelerator_count)s, %(from_at)s, %(alive)s, %(to)s)
+ON CONFLICT (pod_uid, from_at) DO UPDATE SET
   proven_at = GREATEST(billable_span.proven_at, EXCLUDED.proven_at),
   ended_at = LEAST(billable_span.ended_at, EXCLUDED.ended_at)
+RETURNING ended_at, rated_until
 """
 
 
@@ -67,12 +67,13 @@ def slices_rate(*, now: datetime | None = None) -> int:
     says so. A repeat books nothing twice.
     """
     now = now or utcnow()
-    running = BillableSpan.objects.filter(finished=False, from_at__isnull=False)
+    running = BillableSpan.objects.filter(finished=False)
     booked = sum(
         _tenant_rate(tenant_id, now)
         for tenant_id in running.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
     )
     holds.deployment_holds_return(now=now)
+    standing.standings_update(now=now)
     return booked
 
 
@@ -83,14 +84,15 @@ def _tenant_rate(tenant_id: UUID, now: datetime) -> int:
     accounts_open(tenant_id=tenant_id, currency=currency)
     spans = list(
         BillableSpan.objects.select_for_update()
-        .filter(tenant_id=tenant_id, finished=False, from_at__isnull=False)
-        .order_by("pod_uid")
+        .filter(tenant_id=tenant_id, finished=False)
+        .order_by("pod_uid", "from_at")
     )
     rater = _Rater(currency)
     charges = [charge for span in spans for charge in rater.charges(span)]
     if charges:
         charges_post(tree=tree, currency=currency, charges=charges, source_id="slices")
-    BillableSpan.objects.bulk_update(spans, ["rated_until", "finished"])
+    for span in spans:
+        span.save(update_fields=["rated_until", "finished"])
     _ahead([span for span in spans if span.ended_at is None], currency, now)
     return len(charges)
 
@@ -106,7 +108,7 @@ class _Rater:
         """The span's slices that are complete and not booked; moves the span on."""
         start = span.rated_until or span.from_at
         end = span.ended_at or span.proven_at
-        if start is None or end is None:
+        if end is None:
             return
         for part in cut(start, end, self._changes(span, start, end), ended=span.ended_at is not None):
             sheet = sheet_for(
@@ -187,10 +189,7 @@ def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
     until = hour_of(now) + (2 if now.minute >= AHEAD_MINUTE else 1) * HOUR
     needed: dict[tuple[UUID, UUID], int] = defaultdict(int)
     for span in spans:
-        start = span.rated_until or span.from_at
-        if start is None:
-            continue
-        first, end = inner_seconds(start, until)
+        first, end = inner_seconds(span.rated_until or span.from_at, until)
         pico = price_ahead(
             sku=span.sku,
             region=span.region,
@@ -202,17 +201,32 @@ def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
         )
         needed[span.tenant_id, span.deployment_id] += pico or 0
     for (tenant_id, deployment_id), pico in needed.items():
-        hold_ahead(tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=pico, until=until)
+        hold_ahead(
+            tenant_id=tenant_id,
+            currency=currency,
+            deployment_id=deployment_id,
+            needed_pico=pico,
+            until=until,
+            now=now,
+        )
 
 
-def hold_ahead(*, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int, until: datetime) -> None:
-    """Raise a live hold to what is needed `until` then; an alarm where money is short."""
+def hold_ahead(
+    *, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int, until: datetime, now: datetime
+) -> None:
+    """Raise a live hold to what is needed `until` then.
+
+    Where money is short, an alarm: gateways are asked for what they have idle, and the shortfall is kept,
+    which suspends the tenant if it lasts.
+    """
     if not Hold.objects.filter(subject=deployment_subject(deployment_id), sealed_at=None).exists():
         return
     missing = deployment_hold_fill(
         tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=needed_pico
     )
+    standing.shortfall_note(tenant_id=tenant_id, deployment_id=deployment_id, missing_pico=missing, now=now)
     if missing:
+        recall.ask(tenant_id=tenant_id, currency=currency, amount_pico=missing)
         ledger.alarm(
             key=f"hold-short:{deployment_id}:{until.isoformat()}",
             sentence=f"deployment {deployment_id} lacks {missing} pico {currency} for the time until {until}",
@@ -223,19 +237,28 @@ def _span_write(payload: dict[str, Any]) -> None:
     fact = _fact(payload)
     with connection.cursor() as cursor:
         cursor.execute(UPSERT, fact)
+        ended_at, rated_until = cursor.fetchone()
+    if ended_at and rated_until and ended_at < rated_until:
+        pod_uid = fact["pod_uid"]
+        ledger.alarm(
+            key=f"billed-beyond:{pod_uid}:{fact['from_at'].isoformat()}",
+            sentence=f"pod {pod_uid} is billed until {rated_until.isoformat()} and ended at {ended_at.isoformat()}; "
+            "correct its last slice",
+        )
 
 
 def _fact(payload: dict[str, Any]) -> dict[str, Any]:
     """The payload as parameters of UPSERT. KeyError, ValueError or TypeError where it is none."""
-    at = datetime.fromisoformat(payload["at"])
+    at, from_at = (datetime.fromisoformat(payload[name]) for name in ("at", "from_at"))
     if payload["event"] not in {"from", "alive", "to"}:
         raise ValueError(f"event {payload['event']!r}")
-    if at.tzinfo is None:
-        raise ValueError("at has no zone")
+    if at.tzinfo is None or from_at.tzinfo is None:
+        raise ValueError("an instant has no zone")
     names = ("pod_uid", "tenant_id", "deployment_id", "endpoint_id")
     return {
         **{name: UUID(payload[name]) for name in names},
         **{name: str(payload[name]) for name in ("sku", "region", "accelerator")},
         "accelerator_count": int(payload["accelerator_count"]),
-        **{word: at if payload["event"] == word else None for word in ("from", "alive", "to")},
+        "from_at": from_at,
+        **{word: at if payload["event"] == word else None for word in ("alive", "to")},
     }

@@ -10,6 +10,7 @@ from billing.models.ledger import (
     LedgerEntry,
     LedgerTx,
     MoveKind,
+    Shortfall,
 )
 from billing.models.operations import Operation
 from billing.models.usage import (
@@ -54,5 +55,6 @@ __all__ = [
     "ReceiptLeaf",
     "ReceiptTree",
     "ReservedSpan",
+    "Shortfall",
     "UsageEvent",
 ]

@@ -166,3 +166,21 @@ class HoldMove(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.amount}"
+
+
+class Shortfall(models.Model):
+    """The most that a deployment's time ahead has lacked since `since_at`, and whether that suspended its tenant."""
+
+    deployment_id = models.UUIDField(primary_key=True)
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+")
+    missing_pico = PicoField()
+    since_at = models.DateTimeField()
+    recorded_at = models.DateTimeField(db_default=ClockTimestamp())
+    suspended = models.BooleanField(default=False, db_default=False)
+
+    class Meta:
+        db_table = "shortfall"
+        constraints = (models.CheckConstraint(condition=Q(missing_pico__gt=0), name="shortfall_missing"),)
+
+    def __str__(self) -> str:
+        return f"{self.deployment_id} lacks {self.missing_pico} since {self.since_at}"

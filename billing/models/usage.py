@@ -332,9 +332,13 @@ class Quarantine(models.Model):
 
 
 class BillableSpan(models.Model):
-    """Billing's copy of inference's facts of one pod: billable from, proven until, ended at, rated until."""
+    """One stretch of a pod's billable time, of inference's facts: from, proven until, ended at, rated until.
 
-    pod_uid = models.UUIDField(primary_key=True)
+    A pod that stops answering ends its span and begins another: what lies between is not billed.
+    """
+
+    pk = models.CompositePrimaryKey("pod_uid", "from_at")
+    pod_uid = models.UUIDField()
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+")
     deployment_id = models.UUIDField()
     endpoint_id = models.UUIDField()
@@ -342,7 +346,7 @@ class BillableSpan(models.Model):
     region = models.TextField()
     accelerator = models.TextField()
     accelerator_count = models.IntegerField()
-    from_at = models.DateTimeField(null=True)
+    from_at = models.DateTimeField()
     proven_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
     rated_until = models.DateTimeField(null=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from kernel import wire
+
 
 class Misconfigured(ValueError):
     """The sentence names the variable and what it must hold."""
@@ -51,7 +53,7 @@ class Config:
 def from_environment() -> Config:
     """The settings. Misconfigured where a variable is absent or malformed."""
     try:
-        return Config(
+        config = Config(
             gateway_id=os.environ.get("GATEWAY_ID", "gw-1"),
             listen=Address.parse(os.environ.get("GATEWAY_LISTEN", "127.0.0.1:8080")),
             internal_listen=Address.parse(os.environ.get("GATEWAY_INTERNAL_LISTEN", "127.0.0.1:8081")),
@@ -73,6 +75,12 @@ def from_environment() -> Config:
         raise Misconfigured(f"{absent.args[0]} is not set.") from None
     except ValueError as malformed:
         raise Misconfigured(f"A GATEWAY_ or MOORAGE_ variable is malformed: {malformed}.") from None
+    if not 0 < config.longest_s <= wire.LONGEST_REQUEST_S:
+        raise Misconfigured(
+            f"GATEWAY_LONGEST_S is above 0 and at most {wire.LONGEST_REQUEST_S}: "
+            "the money of a longer request would go back while it runs."
+        )
+    return config
 
 
 def _redis_url() -> str:

@@ -18,6 +18,8 @@ SHARED = "v1:shared"  # hash: public model name -> endpoint id
 FLOATS = "v1:floats"  # set of float keys that exist: what the lender walks
 
 KEPT_S = 3600  # counters outlive their minute or month: a request that began in it ends later
+# The longest that a request may run: a reservation expires after it, and a sealed hold outlasts it by ten minutes.
+LONGEST_REQUEST_S = 3600
 
 PROVING, SERVING, DRAINING = "proving", "serving", "draining"
 
@@ -167,7 +169,7 @@ class PodRecord:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A gateway asks the lender: `amount` pico-units more in this float."""
+    """A gateway asks the lender: `amount` pico-units more in this float. Below zero, billing asks for so much back."""
 
     tenant_id: str
     purse: str

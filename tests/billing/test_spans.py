@@ -1,10 +1,14 @@
 """Dedicated time: figures derived by hand, slices that never overlap, are never skipped, never repeated."""
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import pairwise
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from billing import selectors, services, spans
 from billing.models import BillableSpan, Hold, LedgerTx, Quarantine, RatedLine, UsageEvent
@@ -25,24 +29,52 @@ def clock(text: str, *, day: int = 0) -> datetime:
 
 
 def fact(
-    berth: Harbour, sheet: Sheet, event: str, at: datetime, *, pod: UUID, deployment: UUID, count: int = 1
+    berth: Harbour,
+    sheet: Sheet,
+    event: str,
+    at: datetime,
+    *,
+    pod: UUID,
+    deployment: UUID,
+    count: int = 1,
+    since: datetime | None = None,
 ) -> None:
+    """A fact of inference; `since` is the start of its span, by default the pod's latest "from" so far."""
+    if since is None:
+        begun = Outbox.objects.filter(topic=spans.TOPIC, payload__pod_uid=str(pod), payload__event="from")
+        last = begun.order_by("-id").first() if event != "from" else None
+        since = datetime.fromisoformat(last.payload["at"]) if last else at
     outbox.publish(
         topic=spans.TOPIC,
-        dedupe_key=f"billable:{pod}:{event}:{at.isoformat()}",
-        payload={
-            "deployment_id": str(deployment),
-            "endpoint_id": str(uuid4()),
-            "tenant_id": str(berth.tenant_id),
-            "pod_uid": str(pod),
-            "sku": sheet.sku,
-            "region": REGION,
-            "accelerator": "cpu",
-            "accelerator_count": count,
-            "event": event,
-            "at": at.isoformat(),
-        },
+        dedupe_key=f"billable:{pod}:{since.isoformat()}:{event}:{at.isoformat()}",
+        payload=payload(berth, sheet, event, at, pod=pod, deployment=deployment, count=count, since=since),
     )
+
+
+def payload(
+    berth: Harbour,
+    sheet: Sheet,
+    event: str,
+    at: datetime,
+    *,
+    pod: UUID,
+    deployment: UUID,
+    since: datetime,
+    count: int = 1,
+) -> dict[str, Any]:
+    return {
+        "deployment_id": str(deployment),
+        "endpoint_id": str(uuid4()),
+        "tenant_id": str(berth.tenant_id),
+        "pod_uid": str(pod),
+        "sku": sheet.sku,
+        "region": REGION,
+        "accelerator": "cpu",
+        "accelerator_count": count,
+        "event": event,
+        "from_at": since.isoformat(),
+        "at": at.isoformat(),
+    }
 
 
 def rate(now: datetime) -> None:
@@ -122,21 +154,80 @@ def test_a_pod_that_ended_before_it_served_and_one_that_never_served_bill_nothin
     early, never = uuid4(), uuid4()
     fact(berth, sheet, "from", clock("12:30:00.7"), pod=early, deployment=deployment)
     fact(berth, sheet, "to", clock("12:30:00.9"), pod=early, deployment=deployment)
-    fact(berth, sheet, "to", clock("12:30"), pod=never, deployment=deployment)
+    fact(berth, sheet, "to", clock("12:30"), pod=never, deployment=deployment, since=clock("12:30"))
     rate(clock("14:00"))
     assert booked(deployment) == []
     assert BillableSpan.objects.get(pod_uid=early).finished
 
 
-def test_facts_may_come_repeated_and_in_any_order(database: None) -> None:
+LIFE = [
+    ("from", "12:10", "12:10"),
+    ("alive", "12:10", "12:15"),
+    ("to", "12:10", "12:20"),
+    ("from", "12:40", "12:40"),
+    ("alive", "12:40", "13:35"),
+    ("alive", "12:40", "13:40"),
+    ("to", "12:40", "13:30"),
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.lists(st.sampled_from(LIFE), max_size=12).flatmap(lambda more: st.permutations(LIFE + more)),
+    passes=st.sets(st.integers(0, 19)),
+)
+def test_facts_may_come_repeated_in_any_order_with_passes_between(
+    database: None, order: list[tuple[str, str, str]], passes: set[int]
+) -> None:
+    (berth, sheet), deployment, pod = anybodys(), uuid4(), uuid4()
+    for step, (event, since, at) in enumerate(order):
+        told = payload(berth, sheet, event, clock(at), pod=pod, deployment=deployment, since=clock(since))
+        outbox.publish(topic=spans.TOPIC, dedupe_key=str(uuid4()), payload=told)
+        if step in passes:
+            rate(clock("12:59"))
+    rate(clock("14:00"))
+    assert booked(deployment) == [
+        ("12:10:00", "12:20:00", 600, 600),
+        ("12:40:00", "13:00:00", 1200, 1200),
+        ("13:00:00", "13:30:00", 1800, 1800),
+    ]
+
+
+@cache
+def anybodys() -> tuple[Harbour, Sheet]:
+    """One tenant and price for every example."""
+    berth = harbour()
+    return berth, dedicated(berth, 3600)
+
+
+def test_fault_33_an_unready_pod_is_not_billed_until_it_serves_again(database: None) -> None:
     berth, deployment, pod = harbour(), uuid4(), uuid4()
     sheet = dedicated(berth, 3600)
-    for event, at in (("to", "12:20"), ("alive", "12:15"), ("from", "12:10"), ("alive", "12:19"), ("from", "12:10")):
+    place(berth, sheet, deployment, 7200)
+    for event, at in (("from", "12:10"), ("alive", "12:15"), ("to", "12:17:30.5")):
         fact(berth, sheet, event, clock(at), pod=pod, deployment=deployment)
-        while spans.facts_take():
-            pass
     rate(clock("12:30"))
-    assert booked(deployment) == [("12:10:00", "12:20:00", 600, 600)]
+    assert booked(deployment) == [("12:10:00", "12:17:30", 450, 450)]
+    assert BillableSpan.objects.get(pod_uid=pod).finished
+    for event, at in (("from", "12:45:10.2"), ("alive", "13:02"), ("to", "13:04")):
+        fact(berth, sheet, event, clock(at), pod=pod, deployment=deployment)
+    for _ in range(2):
+        rate(clock("13:05"))
+    assert booked(deployment)[1:] == [("12:45:11", "13:00:00", 889, 889), ("13:00:00", "13:04:00", 240, 240)]
+    assert BillableSpan.objects.filter(pod_uid=pod, finished=True).count() == 2
+
+
+def test_an_end_before_what_is_billed_raises_the_alarm_and_bills_no_further(database: None) -> None:
+    berth, deployment, pod = harbour(), uuid4(), uuid4()
+    sheet = dedicated(berth, 3600)
+    fact(berth, sheet, "from", clock("12:30"), pod=pod, deployment=deployment)
+    fact(berth, sheet, "alive", clock("13:05"), pod=pod, deployment=deployment)
+    rate(clock("13:06"))
+    fact(berth, sheet, "to", clock("12:50"), pod=pod, deployment=deployment)
+    rate(clock("13:07"))
+    assert booked(deployment) == [("12:30:00", "13:00:00", 1800, 1800)]
+    alarm = Outbox.objects.get(dedupe_key=f"billed-beyond:{pod}:{clock('12:30').isoformat()}")
+    assert "correct its last slice" in alarm.payload["sentence"]
 
 
 def test_no_hour_is_skipped_when_the_job_was_down_for_days(database: None) -> None:

@@ -1,0 +1,61 @@
+"""Money on loan to gateways comes back where a tenant's own hold needs it: asked through Redis, done by the lender."""
+
+import logging
+import time
+from functools import cache
+from uuid import UUID
+
+import redis
+from django.conf import settings
+
+from billing.models import SPENDING, Hold, LedgerAccount
+from kernel import wire
+
+log = logging.getLogger(__name__)
+WAIT_S = 1.0
+POLL_S = 0.02
+
+
+def ask(*, tenant_id: UUID, currency: str, amount_pico: int) -> bool:
+    """Ask this region's floats for what they have idle, up to `amount_pico`; False where nothing can come."""
+    lent = Hold.objects.filter(
+        account__tenant_id=tenant_id,
+        account__currency=currency,
+        subject__startswith="gateway:",
+        subject__endswith=f":{settings.REGION}",
+        sealed_at=None,
+        open__gt=0,
+    )
+    purses = sorted({subject.split(":")[1] for subject in lent.values_list("subject", flat=True)})
+    wants = [wire.dumps(wire.Want(str(tenant_id), purse, currency, -amount_pico)) for purse in purses]
+    if not wants:
+        return False
+    try:
+        _client().rpush(wire.WANT, *wants)
+    except redis.RedisError as error:
+        log.warning("idle money cannot be asked back for now: %s", error)
+        return False
+    return True
+
+
+def bring_back(*, tenant_id: UUID, currency: str, needed_pico: int) -> None:
+    """Ask for what is missing of `needed_pico` and wait until it is available, a second at most.
+
+    The caller has locked none of the tenant's accounts: the lender returns into them.
+    """
+    missing = needed_pico - _available(tenant_id, currency)
+    if missing <= 0 or not ask(tenant_id=tenant_id, currency=currency, amount_pico=missing):
+        return
+    until = time.monotonic() + WAIT_S
+    while _available(tenant_id, currency) < needed_pico and time.monotonic() < until:
+        time.sleep(POLL_S)
+
+
+def _available(tenant_id: UUID, currency: str) -> int:
+    rows = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING)
+    return sum(account.available for account in rows)
+
+
+@cache
+def _client() -> "redis.Redis":
+    return redis.Redis.from_url(settings.REDIS_GATEWAY_URL, socket_timeout=1, socket_connect_timeout=1)
