@@ -183,8 +183,8 @@ def _work(client: Redis, run_id: str, region: str, wants: Sequence[wire.Want], s
 
 def _serve(floats: Floats, purse: Purse, wanted: int, done: Pass) -> None:
     """Bring one float up to what it should hold, and say whether there is more."""
-    state = _finish(floats, purse, floats.open(purse.name))
     _reclaim(floats, purse)
+    state = _finish(floats, purse, floats.open(purse.name))
     accounts = LedgerAccount.objects.filter(tenant_id=purse.tenant_id, currency=purse.currency, kind__in=SPENDING)
     available = sum(max(0, account.available) for account in accounts)
     spend = spent_since(purse.tenant_id, purse.currency, utcnow() - RECENT)

@@ -4,14 +4,17 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 import redis
+from django.conf import settings
 from django.db import connection
 
-from billing import lender, services
+from billing import lender, recall, services
 from billing.floats import Fenced, Floats
 from billing.lender import Purse, lender_pass
 from billing.models import GatewayJournal, Hold
@@ -19,7 +22,11 @@ from controlplane.embedded.redis import Redis
 from kernel import wire
 from kernel.clock import utcnow
 from kernel.ids import new_id
-from tests.billing.harbour import Harbour, harbour, one, run
+from kernel.pricing import Sheet
+from kernel.problems import Problem
+from tests.billing.harbour import LONG_AGO, Harbour, dedicated, harbour, one, run
+from tests.billing.test_spans import place
+from tests.conftest import as_role
 from tests.services import redis_server, wait_until
 
 
@@ -295,21 +302,196 @@ def test_a_boot_that_is_gone_is_waited_for_until_the_hold_expires(
     assert open_of(berth) == 0
 
 
+def reserve(client: "redis.Redis", berth: Harbour, request: UUID, amount: int, *, expired_s: int, gen: int = 1) -> None:
+    """What admission leaves in Redis, its expiry so long ago."""
+    client.hincrby(name_of(berth), "free", -amount)
+    expiry_ms = int(utcnow().timestamp() * 1000) - expired_s * 1000
+    client.hset(wire.reservations(name_of(berth)), str(request), f"{gen}|{amount}|{expiry_ms}")
+
+
+def reserved(client: "redis.Redis", berth: Harbour) -> set[str]:
+    return {key.decode() for key in client.hkeys(wire.reservations(name_of(berth)))}
+
+
+def boot(berth: Harbour, *, posted_ago_s: int | None, **columns: object) -> None:
+    low = None if posted_ago_s is None else utcnow() - timedelta(seconds=posted_ago_s)
+    GatewayJournal.objects.create(gateway_id=berth.gateway_id, boot_id=new_id(), posted_low_at=low, **columns)
+
+
 def test_reservations_of_requests_that_cannot_be_running_go_back(
-    database: None, gateway_redis: "redis.Redis", region: str
+    no_boots: None, gateway_redis: "redis.Redis", region: str
 ) -> None:
     berth = harbour(money=1000)
     lender_pass(gateway_redis, region=region, wants=want(berth, 400))
-    name = name_of(berth)
-    now_ms = int(utcnow().timestamp() * 1000)
-    gateway_redis.hincrby(name, "free", -300)
-    gateway_redis.hset(
-        wire.reservations(name),
-        mapping={"old": f"1|100|{now_ms - 601_000}", "new": f"1|100|{now_ms}", "other": f"0|100|{now_ms - 601_000}"},
-    )
-    lender_pass(gateway_redis, region=region)
+    boot(berth, posted_ago_s=590)
+    old, new, other, late = uuid4(), uuid4(), uuid4(), uuid4()
+    reserve(gateway_redis, berth, old, 100, expired_s=601)
+    reserve(gateway_redis, berth, new, 100, expired_s=0)
+    reserve(gateway_redis, berth, late, 100, expired_s=599)
+    reserve(gateway_redis, berth, other, 0, expired_s=601, gen=0)
+    for _ in range(2):
+        lender_pass(gateway_redis, region=region)
     assert free(gateway_redis, berth) == 200
-    assert list(gateway_redis.hgetall(wire.reservations(name))) == [b"new"]
+    assert reserved(gateway_redis, berth) == {str(new), str(late)}
+
+
+@pytest.mark.parametrize(
+    ("posted_ago_s", "columns", "goes_back"),
+    [
+        (None, {}, False),
+        (610, {}, False),
+        (603, {}, False),
+        (590, {}, True),
+        (None, {"closed_seq": 5, "pulled_seq": 4, "closed_at": utcnow()}, False),
+        (None, {"closed_seq": 5, "pulled_seq": 5, "closed_at": utcnow()}, True),
+    ],
+)
+def test_an_expired_reservation_without_an_event_waits_until_every_boot_is_posted_beyond_it(
+    no_boots: None,
+    gateway_redis: "redis.Redis",
+    region: str,
+    posted_ago_s: int | None,
+    columns: dict[str, object],
+    goes_back: bool,
+) -> None:
+    berth = harbour(money=1000)
+    lender_pass(gateway_redis, region=region, wants=want(berth, 400))
+    boot(berth, posted_ago_s=0)
+    boot(berth, posted_ago_s=posted_ago_s, **columns)
+    reserve(gateway_redis, berth, uuid4(), 400, expired_s=607)
+    lender_pass(gateway_redis, region=region)
+    assert free(gateway_redis, berth) == (400 if goes_back else 0)
+
+
+def test_a_gateway_killed_between_close_and_settle_gives_back_only_what_the_request_did_not_cost(
+    no_boots: None, gateway_redis: "redis.Redis", region: str
+) -> None:
+    berth = harbour()
+    event = berth.event(region=region)
+    published = Sheet(berth.sku, region, "USD", LONG_AGO, berth.sheet.meters)
+    event = replace(event, sheet=services.sheet_publish(sheet=published, actor="t"))
+    cost, amount = event.quoted_pico, 3 * event.quoted_pico
+    lender_pass(gateway_redis, region=region, wants=want(berth, amount))
+    boot(berth, posted_ago_s=None)
+    reserve(gateway_redis, berth, event.subject_id, amount, expired_s=601)
+    lender_pass(gateway_redis, region=region)
+    assert free(gateway_redis, berth) == 0
+    assert berth.ingest(event).booked == 1
+    lender_pass(gateway_redis, region=region)
+    # The float and its hold agree to the pico: nothing can be spent twice.
+    assert free(gateway_redis, berth) == open_of(berth) == amount - cost
+    assert reserved(gateway_redis, berth) == set()
+
+
+def test_the_money_of_an_event_in_quarantine_waits_for_a_person(
+    no_boots: None, gateway_redis: "redis.Redis", region: str
+) -> None:
+    berth = harbour()
+    event = berth.event(quoted_pico=1)
+    lender_pass(gateway_redis, region=region, wants=want(berth, 400))
+    boot(berth, posted_ago_s=0)
+    reserve(gateway_redis, berth, event.subject_id, 400, expired_s=601)
+    assert berth.ingest(event).quarantined == 1
+    lender_pass(gateway_redis, region=region)
+    assert (free(gateway_redis, berth), reserved(gateway_redis, berth)) == (0, {str(event.subject_id)})
+
+
+def recall_of(berth: Harbour, amount: int) -> list[wire.Want]:
+    return [wire.Want(str(berth.tenant_id), "general", "USD", -amount)]
+
+
+def test_free_money_comes_back_where_it_is_asked_for_and_what_is_reserved_stays(
+    database: None, gateway_redis: "redis.Redis", region: str
+) -> None:
+    berth = harbour(money=1000)
+    lender_pass(gateway_redis, region=region, wants=want(berth, 1000))
+    reserve(gateway_redis, berth, uuid4(), 300, expired_s=-60)
+    assert float_of(gateway_redis, berth)["dry"] == "1"
+    assert lender_pass(gateway_redis, region=region, wants=recall_of(berth, 200)).returned == 200
+    assert (free(gateway_redis, berth), open_of(berth)) == (500, 800)
+    assert float_of(gateway_redis, berth)["dry"] == "0"
+    assert lender_pass(gateway_redis, region=region, wants=recall_of(berth, 9000), sweep=False).returned == 500
+    assert (free(gateway_redis, berth), open_of(berth)) == (0, 300)
+    assert lender_pass(gateway_redis, region=region, wants=recall_of(berth, 1), sweep=False).returned == 0
+
+
+@pytest.fixture
+def lender_at_work(gateway_redis: "redis.Redis", monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The lender's loop, on the Redis that this process's settings name."""
+    kwargs = gateway_redis.connection_pool.connection_kwargs
+    url = f"redis://:{kwargs['password']}@{kwargs['host']}:{kwargs['port']}/{kwargs['db']}"
+    monkeypatch.setattr(settings, "REDIS_GATEWAY_URL", url)
+    monkeypatch.setattr(recall, "_client", lambda: gateway_redis)
+    stop = threading.Event()
+
+    def loop() -> None:
+        try:
+            run("SET ROLE moorage_system")
+            lender.run(stop)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def test_a_rich_tenant_whose_money_is_lent_out_gets_its_deployment(
+    database: None, gateway_redis: "redis.Redis", lender_at_work: None
+) -> None:
+    berth, deployment = harbour(money=5000), uuid4()
+    sheet = dedicated(berth, 3600)
+    gateway_redis.rpush(wire.WANT, wire.dumps(want(berth, 5000)[0]))
+    wait_until(lambda: free(gateway_redis, berth) == 5000, "lending")
+    with as_role("web", tenant_id=berth.tenant_id):
+        place(berth, sheet, deployment)
+        place(berth, sheet, deployment)
+    wait_until(lambda: free(gateway_redis, berth) == 1400, "the rest")
+    assert berth.held() == {"prepaid": 5000}
+    with as_role("web", tenant_id=berth.tenant_id), pytest.raises(Problem, match="missing"):
+        place(berth, sheet, uuid4())
+
+
+def test_a_recall_that_cannot_be_asked_for_is_a_refusal_not_an_error(
+    database: None, gateway_redis: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    berth = harbour(money=5000)
+    sheet = dedicated(berth, 3600)
+    berth.hold(5000)
+    nobody = redis.Redis.from_url("redis://127.0.0.1:9", socket_connect_timeout=1)
+    monkeypatch.setattr(recall, "_client", lambda: nobody)
+    with pytest.raises(Problem, match="insufficient_balance"):
+        place(berth, sheet, uuid4())
+
+
+@pytest.mark.parametrize("after", ["delete", "seal", "wipe"])
+def test_a_fence_killed_between_any_two_steps_is_done_again_and_nobody_is_let_in_meanwhile(
+    no_boots: None, gateway_redis: "redis.Redis", region: str, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    berth = harbour(money=1000)
+    boot(berth, posted_ago_s=None)
+    lender_pass(gateway_redis, region=region, wants=want(berth, 400))
+    gateway_redis.delete(name_of(berth))
+    next_step = {"delete": (lender.holds, "gateway_holds_seal"), "seal": (lender.redis_floats, "wipe")}.get(after)
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if next_step:
+            patch.setattr(*next_step, killed)
+        else:
+            patch.setattr(gateway_redis, "set", killed, raising=False)
+        with pytest.raises(Killed):
+            lender_pass(gateway_redis, region=region, wants=want(berth, 1))
+    assert gateway_redis.get(wire.FLOAT_RUN) is None
+    assert lender_pass(gateway_redis, region=region, wants=want(berth, 1000)).fenced
+    sealed = Hold.objects.get(subject=f"gateway:general:{region}", sealed_at__isnull=False)
+    assert (sealed.generation, sealed.open) == (1, 400)
+    # Sealed before anything was wiped: what the old generation holds is never lent again beside it.
+    assert float_of(gateway_redis, berth)["free"] == "600"
 
 
 def test_nothing_is_lent_while_the_clocks_lie_apart(
