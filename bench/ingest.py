@@ -4,7 +4,8 @@ Two meters pull a gateway boot each, as they do in production but for the HTTP c
 eight tenants become events, draws, entries, rated lines and leaves, every batch committed with fsync. The limit
 copies the rows that a round left into tables of the same columns without an index, a key or a trigger, from two
 connections as well. Rounds of both alternate on one server. After them the tables are filled up and ours is
-measured again at each size, for as long as three minutes last.
+measured again at each size, for as long as three minutes last; with MOORAGE_SOAK=1 up to ten million events,
+which takes a quarter of an hour and 30 GB.
 """
 
 import json
@@ -32,8 +33,9 @@ import psycopg  # noqa: E402
 
 METERS, TENANTS, PAGE, PAGES = 2, 8, 4000, 2
 ROUNDS, REPEATS = 5, 3
-SIZES = (100_000, 300_000, 1_000_000)
-BUDGET_S = 170.0
+SOAK = "MOORAGE_SOAK" in os.environ
+SIZES = (100_000, 300_000, 1_000_000, *((10_000_000,) if SOAK else ()))
+BUDGET_S = 870.0 if SOAK else 170.0
 MONEY = 10**18
 TICKS = os.sysconf("SC_CLK_TCK")
 GATEWAY = "gw-bench"
@@ -43,25 +45,22 @@ ROWS = {
     "rated_line": "SELECT t.* FROM rated_line t JOIN usage_event u USING (event_id) WHERE {these}",
     "receipt_leaf": "SELECT t.* FROM receipt_leaf t JOIN usage_event u USING (event_id) WHERE {these}",
 }
-# Filler looks like what ingest writes: ids in order of time, requests at random, three rows beside each event.
-FILL = """
-WITH made AS (
-  SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - 86400000 + n), 12, '0') || '7'
-    || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid AS event_id, n
-  FROM generate_series(%(first)s::int, %(last)s::int) n),
-events AS (
-  INSERT INTO usage_event SELECT row.* FROM made, (SELECT u FROM usage_event u LIMIT 1) one,
-    jsonb_populate_record(one.u, jsonb_build_object('event_id', made.event_id, 'subject_id', gen_random_uuid(),
-      'boot_id', %(boot)s::uuid, 'journal_seq', n)) row),
-lines AS (
-  INSERT INTO rated_line (event_id, meter, quantity, num_pico, den, amount, tx_id)
-  SELECT made.event_id, meter, quantity, num_pico, den, amount, tx_id FROM made,
-    (SELECT meter, quantity, num_pico, den, amount, tx_id FROM rated_line WHERE event_id =
-      (SELECT event_id FROM rated_line LIMIT 1)) l)
-INSERT INTO receipt_leaf (tree_id, idx, event_id, body, hash)
-  SELECT %(tree)s::uuid, n, made.event_id, body, hash FROM made,
-  (SELECT body, hash FROM receipt_leaf WHERE event_id IS NOT NULL LIMIT 1) l
-"""
+# Filler looks like what ingest writes: ids in order of time, three rows beside each event.
+MADE = """(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - 86400000 + n), 12, '0') || '7'
+  || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid"""
+FILL = {
+    "usage_event": """INSERT INTO usage_event ({columns}) SELECT {values}
+      FROM generate_series(%(first)s::int, %(last)s::int) n, (SELECT * FROM usage_event LIMIT 1) one""",
+    "rated_line": """INSERT INTO rated_line (event_id, meter, quantity, num_pico, den, amount, tx_id)
+      SELECT {made}, meter, quantity, num_pico, den, amount, tx_id
+      FROM generate_series(%(first)s::int, %(last)s::int) n, (SELECT meter, quantity, num_pico, den, amount, tx_id
+        FROM rated_line WHERE event_id = (SELECT event_id FROM rated_line LIMIT 1)) l""",
+    "receipt_leaf": """INSERT INTO receipt_leaf (tree_id, idx, event_id, body, hash)
+      SELECT %(tree)s::uuid, n, {made}, body, hash FROM generate_series(%(first)s::int, %(last)s::int) n,
+      (SELECT body, hash FROM receipt_leaf WHERE event_id IS NOT NULL LIMIT 1) l""",
+}
+# What differs from one event to the next; the rest is taken from one that was ingested.
+OWN = {"event_id": MADE, "subject_id": "gen_random_uuid()", "boot_id": "%(boot)s::uuid", "journal_seq": "n"}
 
 
 @dataclass(slots=True)
@@ -227,8 +226,7 @@ def grown(
         began = time.monotonic()
         with admin.transaction():
             admin.execute("SET LOCAL session_replication_role = replica")
-            parameters = {"first": there + 1, "last": size, "boot": uuid4(), "tree": uuid4()}
-            admin.execute(FILL, parameters)
+            fill(admin, there + 1, size)
         # What the filling left to write is not ingest's work.
         admin.execute("VACUUM (ANALYZE) usage_event, rated_line, receipt_leaf")
         admin.execute("CHECKPOINT")
@@ -240,6 +238,16 @@ def grown(
         there = size + REPEATS * METERS * PAGE * PAGES
         yield {"events_before": size, **summary(samples)}
         note(f"at {size} events: {samples}")
+
+
+def fill(admin: "psycopg.Connection[Any]", first: int, last: int) -> None:
+    """Events `first` to `last` with their lines and leaves, past triggers and foreign keys."""
+    found = admin.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'usage_event'::regclass AND attnum > 0")
+    columns = [name for (name,) in found]
+    values = ", ".join(OWN.get(name, f"one.{name}") for name in columns)
+    parameters = {"first": first, "last": last, "boot": uuid4(), "tree": uuid4()}
+    for statement in FILL.values():
+        admin.execute(statement.format(made=MADE, columns=", ".join(columns), values=values), parameters)
 
 
 def timed(pool: ProcessPoolExecutor, work: Callable[[Any], tuple[int, float]], parts: list[Any]) -> Sample:

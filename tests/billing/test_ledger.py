@@ -1,18 +1,17 @@
 """Accounts, money in and out of them, and the writes that the database refuses or accepts."""
 
-from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from django.db import DatabaseError, transaction
 
-from billing import ledger, selectors, services
-from billing.models import LedgerAccount, LedgerTx
+from billing import selectors, services
+from billing.models import LedgerTx
 from kernel.clock import utcnow
-from kernel.pricing import IN_MISS, OUT, Rate, Sheet
+from kernel.pricing import IN_MISS, Rate, Sheet
 from kernel.problems import Problem
-from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour, one, run
+from tests.billing.harbour import LONG_AGO, REGION, UNIT, harbour, one, run
 from tests.conftest import as_role
 
 
@@ -122,153 +121,6 @@ def test_a_price_change_needs_ten_minutes_and_the_tenants_own_price_goes_first(d
     assert sorted(projected, key=lambda sheet: sheet.sha256()) == sorted(
         [berth.sheet, own, ends], key=lambda sheet: sheet.sha256()
     )
-
-
-def second_original(berth: Harbour) -> None:
-    event = berth.event()
-    berth.ingest(event)
-    run(
-        "INSERT INTO usage_event (event_id, source, tenant_id, subject_id, kind, sku, region, started_at, ended_at, "
-        "counts, sheet, quoted_pico, provenance, finish, payload_sha256, gateway_id, boot_id, journal_seq) "
-        "SELECT gen_random_uuid(), source, tenant_id, subject_id, kind, sku, region, started_at, ended_at, counts, "
-        "sheet, quoted_pico, provenance, finish, payload_sha256, gateway_id, boot_id, journal_seq + 1 "
-        "FROM usage_event WHERE event_id = %s",
-        event.event_id,
-    )
-
-
-def move_on_a_sealed_hold(berth: Harbour) -> None:
-    berth.hold(10)
-    run("UPDATE hold SET sealed_at = now() WHERE account_id = %s", prepaid(berth).id)
-    run(
-        "INSERT INTO hold_move (hold_id, seq, kind, amount, transfer) SELECT id, 2, 'place', 1, 2 FROM hold "
-        "WHERE account_id = %s",
-        prepaid(berth).id,
-    )
-
-
-def unknown_meter(berth: Harbour) -> None:
-    services_event(berth, counts='{"sun": 1}')
-
-
-def negative_count(berth: Harbour) -> None:
-    services_event(berth, counts='{"out": -1}')
-
-
-def another_tenants_sheet(berth: Harbour) -> None:
-    other = harbour()
-    own = Sheet(berth.sku, REGION, "USD", LONG_AGO, {OUT: Rate(1)}, str(other.tenant_id))
-    services_event(berth, counts='{"out": 1}', sheet=services.sheet_publish(sheet=own, actor="t"))
-
-
-def edited_leaf(berth: Harbour) -> None:
-    berth.ingest(berth.event())
-    run("UPDATE receipt_leaf SET body = 'x' WHERE event_id IS NOT NULL")
-
-
-def edited_event(berth: Harbour) -> None:
-    berth.ingest(berth.event())
-    run("UPDATE usage_event SET quoted_pico = 0 WHERE tenant_id = %s", berth.tenant_id)
-
-
-def late_entry(berth: Harbour) -> None:
-    tx = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup")
-    ledger.entries_write(tx_id=tx.id, currency="USD", amounts={prepaid(berth).id: 5})
-
-
-def unbalanced(berth: Harbour) -> None:
-    tx_id = ledger.tx_open(
-        tenant_id=berth.tenant_id,
-        kind="adjustment",
-        idem_key=str(uuid4()),
-        source_type="t",
-        source_id="t",
-        effective_at=utcnow(),
-    )
-    ledger.entries_write(tx_id=tx_id, currency="USD", amounts={prepaid(berth).id: 5})
-
-
-def sudden_price(berth: Harbour) -> None:
-    run(
-        "INSERT INTO price_sheet (sha256, sku, region, currency, effective_from, body) "
-        "VALUES (sha256('x'), %s, %s, 'USD', now() + interval '9 minutes', '{}')",
-        berth.sku,
-        REGION,
-    )
-
-
-def posted_by_hand(berth: Harbour) -> None:
-    run("UPDATE ledger_account SET posted = posted + 1 WHERE tenant_id = %s", berth.tenant_id)
-
-
-def open_by_hand(berth: Harbour) -> None:
-    berth.hold(10)
-    run("UPDATE hold SET open = 0 WHERE account_id = %s", prepaid(berth).id)
-
-
-def too_much(berth: Harbour) -> None:
-    berth.hold(10)
-    run(
-        "INSERT INTO hold_move (hold_id, seq, kind, amount, transfer) SELECT id, 2, 'return', 11, 2 FROM hold "
-        "WHERE account_id = %s",
-        prepaid(berth).id,
-    )
-
-
-def overdraft(berth: Harbour) -> None:
-    tx_id = ledger.tx_open(
-        tenant_id=berth.tenant_id,
-        kind="adjustment",
-        idem_key=str(uuid4()),
-        source_type="t",
-        source_id="t",
-        effective_at=utcnow(),
-    )
-    cash = ledger.house_account(currency="USD", kind="cash")
-    ledger.entries_write(tx_id=tx_id, currency="USD", amounts={prepaid(berth).id: -11 * UNIT, cash.id: 11 * UNIT})
-
-
-def prepaid(berth: Harbour) -> LedgerAccount:
-    return LedgerAccount.objects.get(tenant_id=berth.tenant_id, kind="prepaid")
-
-
-def services_event(berth: Harbour, *, counts: str, sheet: bytes | None = None) -> None:
-    run(
-        "INSERT INTO usage_event (event_id, source, tenant_id, subject_id, kind, sku, region, started_at, ended_at, "
-        "counts, sheet, quoted_pico, provenance, finish, payload_sha256, gateway_id, boot_id, journal_seq) VALUES "
-        "(gen_random_uuid(), 't', %s, gen_random_uuid(), 'tokens', %s, %s, now(), now(), %s, %s, 0, 'engine_final', "
-        "'stop', sha256('x'), 't', gen_random_uuid(), 1)",
-        berth.tenant_id,
-        berth.sku,
-        REGION,
-        counts,
-        sheet or berth.sheet.sha256(),
-    )
-
-
-@pytest.mark.parametrize(
-    ("write", "says"),
-    [
-        (second_original, "one_original_per_attempt"),
-        (move_on_a_sealed_hold, "hold is sealed"),
-        (unknown_meter, "unknown, negative or misplaced"),
-        (negative_count, "unknown, negative or misplaced"),
-        (another_tenants_sheet, "no such price sheet"),
-        (edited_leaf, "permission denied"),
-        (edited_event, "permission denied"),
-        (late_entry, "only in the creating transaction"),
-        (unbalanced, "does not balance"),
-        (sudden_price, "ten minutes ahead"),
-        (posted_by_hand, "permission denied"),
-        (open_by_hand, "permission denied"),
-        (too_much, "hold_open"),
-        (overdraft, "ledger_account_floor"),
-    ],
-)
-def test_a_write_that_must_fail_fails(database: None, write: Callable[[Harbour], None], says: str) -> None:
-    berth = harbour()
-    with pytest.raises(DatabaseError, match=says), transaction.atomic():
-        write(berth)
 
 
 @pytest.mark.parametrize(
