@@ -19,6 +19,7 @@ EVERY_S = {
     "billing.take_facts": 5.0,
     "billing.rate_slices": 10.0,
     "controlplane.project": 30.0,
+    "controlplane.scrape_engines": 15.0,
     "billing.take_payments": 2.0,
     "billing.draft_invoices": 15.0,
     "billing.close_months": 3600.0,

@@ -1,12 +1,13 @@
-"""Celery's doors to what joins the rooms: the projection, and the end of what nobody reads again."""
+"""Timers of what joins rooms: the projection, engines' counters beside the bill, the end of what nobody reads again."""
 
 from datetime import timedelta
 
 from celery import shared_task
 
 from controlplane.api import idempotency
-from controlplane.projection import project_all
-from inference.billable import TOPIC
+from controlplane.projection import client, project_all
+from controlplane.scrape import engines_scrape
+from inference.billable import RESERVED_TOPIC, TOPIC
 from kernel.clock import utcnow
 from tenants import outbox
 
@@ -20,8 +21,14 @@ def project() -> None:
     project_all()
 
 
+@shared_task(name="controlplane.scrape_engines")
+def scrape_engines() -> None:
+    """Read every engine's token counters."""
+    engines_scrape(client())
+
+
 @shared_task(name="controlplane.expire")
 def expire() -> None:
     """Forget facts that took effect long ago, and answers that are replayed no more."""
-    outbox.expire(topics=[TOPIC], before=utcnow() - FACTS_KEPT)
+    outbox.expire(topics=[TOPIC, RESERVED_TOPIC], before=utcnow() - FACTS_KEPT)
     idempotency.expire()
