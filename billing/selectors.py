@@ -23,8 +23,17 @@ from billing.models import (
 )
 from kernel.clock import month_of, utcnow
 from kernel.money import div_half_even
-from kernel.pricing import ACCEL_SECOND, Rate, Sheet, sheet_from_body
+from kernel.pricing import ACCEL_SECOND, RUNG_METERS, Rate, Sheet, sheet_from_body
 from tenants.selectors import tenant_get
+
+FACTS = """
+SELECT x.line_no, u.event_id, u.kind, u.corrects, u.started_at, u.ended_at, u.endpoint_id, u.deployment_id, u.pod_uid,
+  u.api_key_id, u.sku, r.meter, r.quantity, r.num_pico, r.den, r.amount
+FROM rated_line_invoice x JOIN rated_line r ON r.event_id = x.event_id AND r.meter = x.meter
+JOIN usage_event u ON u.event_id = x.event_id
+WHERE x.invoice_id = %(invoice)s AND (%(line)s::int IS NULL OR x.line_no = %(line)s)
+ORDER BY x.line_no, u.event_id, r.meter
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +130,39 @@ def invoice_csv(invoice: Invoice) -> str:
     """An invoice or credit note as CSV, one row per line; a draft has no number yet."""
     period = (invoice.period.lower, invoice.period.upper)
     return exports.render(
-        exports.row(
-            invoice=invoice.number or "",
-            kind=invoice.kind,
-            status=invoice.status,
-            period=period,
-            currency=invoice.currency,
-            line=line.line_no,
-            credits_line=line.credits_line_no,
-            sku=line.sku,
-            meter=line.meter,
-            quantity=line.quantity,
-            num_pico=int(line.num_pico),
-            den=line.den,
-            amount_pico=int(line.amount_pico),
-            amount_minor=line.amount_minor,
-        )
-        for line in invoice.lines.order_by("line_no")
+        exports.Row,
+        (
+            exports.row(
+                invoice=invoice.number or "",
+                kind=invoice.kind,
+                status=invoice.status,
+                period=period,
+                currency=invoice.currency,
+                line=line.line_no,
+                credits_line=line.credits_line_no,
+                sku=line.sku,
+                meter=line.meter,
+                quantity=line.quantity,
+                num_pico=int(line.num_pico),
+                den=line.den,
+                amount_pico=int(line.amount_pico),
+                amount_minor=line.amount_minor,
+            )
+            for line in invoice.lines.order_by("line_no")
+        ),
     )
+
+
+def invoice_facts_for(invoice: Invoice, *, line_no: int | None = None) -> list[exports.Fact]:
+    """The rated events behind an invoice or one of its lines, in order of line and event."""
+    with connection.cursor() as cursor:
+        cursor.execute(FACTS, {"invoice": invoice.id, "line": line_no})
+        return [exports.fact(row) for row in cursor.fetchall()]
+
+
+def invoice_facts_csv(invoice: Invoice) -> str:
+    """The rated events behind an invoice as CSV, one row per event and meter."""
+    return exports.render(exports.Fact, invoice_facts_for(invoice))
 
 
 def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, at: datetime) -> Sheet | None:
@@ -150,6 +174,13 @@ def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, a
         )
         row = cursor.fetchone()
     return None if row is None else sheet_from_body(_json(row[0]))
+
+
+def sku_unrated(*, sku: str, region: str, currency: str, tenant_id: UUID | None = None) -> list[str]:
+    """Meters of a SKU that nothing prices now: it cannot be on sale. Empty where all are priced."""
+    sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=utcnow())
+    rung = sku.split(":")[1]
+    return sorted(RUNG_METERS[rung] - (sheet.meters.keys() if sheet else set()))
 
 
 def price_ahead(

@@ -7,6 +7,6 @@ class ControlplaneConfig(AppConfig):
     name = "controlplane"
 
     def ready(self) -> None:
-        from controlplane import celery, wiring  # noqa: F401  the app that hints are sent through
+        from controlplane import celery, listings, wiring  # noqa: F401  the app that hints are sent through, a check
 
         wiring.connect()

@@ -47,7 +47,7 @@ def totals(exposition: str) -> dict[str, int]:
 
 def _pods(client: redis.Redis) -> Iterator[wire.PodRecord]:
     for name in client.scan_iter(match=wire.pods("*"), count=1000):
-        yield from map(wire.load_pod, client.hvals(name))  # type: ignore[arg-type]  # redis types both of its clients
+        yield from map(wire.load_pod, client.hvals(name))
 
 
 def _samples(pod: wire.PodRecord) -> list[CounterSample]:

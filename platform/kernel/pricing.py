@@ -28,6 +28,12 @@ METERS: dict[str, tuple[str, bool]] = {
     REBATE: ("pico-unit", False),
 }
 TOKEN_METERS = frozenset({IN_HIT, IN_MISS, OUT})
+# What a sheet must price before its SKU ("release:rung…") goes on sale; tokens that time or kTPM cover rate 0.
+RUNG_METERS = {
+    "shared": TOKEN_METERS,
+    "dedicated": TOKEN_METERS | {ACCEL_SECOND},
+    "reserved": TOKEN_METERS | {KTPM_DAY},
+}
 HOLIDAY = 0  # stands for a listed date in a window's days, whatever weekday it is; 1 is Monday, 7 Sunday
 DAY_MIN = 24 * 60
 

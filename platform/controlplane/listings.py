@@ -1,0 +1,61 @@
+"""What is offered and cannot be sold: SKUs of live endpoints and of this region's pools with an unrated meter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A004  Django's own name
+from django.db import connection
+
+from billing.selectors import sku_unrated
+from inference.core.words import Rung
+from inference.selectors import endpoint_list_public, release_list
+from tenants.models import Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class UnratedListing:
+    """A SKU of a release that is listed here, and the meters that no sheet prices in a currency."""
+
+    sku: str
+    region: str
+    currency: str
+    meters: list[str]
+
+
+def listings_unrated() -> list[UnratedListing]:
+    """Every listing of this region that cannot go on sale, in each currency that a tenant pays in."""
+    currencies = sorted(set(Tenant.objects.values_list("currency", flat=True)))
+    region = settings.REGION
+    found = (
+        UnratedListing(sku, region, currency, sku_unrated(sku=sku, region=region, currency=currency))
+        for sku in sorted(set(_skus(region)))
+        for currency in currencies
+    )
+    return [listing for listing in found if listing.meters]
+
+
+def _skus(region: str) -> Iterator[str]:
+    """Of the shared endpoints that run, and of the other rungs on the pools that there are."""
+    yield from (endpoint.sku for endpoint in endpoint_list_public())
+    for view in release_list(region):
+        ours = {pool.accelerator for pool in view.pools}
+        for (rung, accelerator), sku in view.skus.items():
+            if accelerator in ours or (rung == Rung.RESERVED and ours):
+                yield sku
+
+
+@register(Tags.database)
+def listings_are_rated(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Warning controlplane.W001 for each listing with an unrated meter: requests for it are answered 503."""
+    if not databases or "price_sheet" not in connection.introspection.table_names():
+        return []
+    return [
+        Warning(
+            f"{listing.sku} is not on sale in {listing.currency}: no price for {', '.join(listing.meters)}",
+            hint="publish a price sheet for it",
+            id="controlplane.W001",
+        )
+        for listing in listings_unrated()
+    ]

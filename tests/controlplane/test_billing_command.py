@@ -1,0 +1,107 @@
+"""manage.py billing: what operators do, by the same services as everybody, in the audit log under their name."""
+
+import json
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from billing.invoicing import invoice_draft
+from billing.models import Invoice, PriceSheet
+from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated
+from inference.pools import pool_ensure_local
+from kernel import ids
+from kernel.clock import month_of, utcnow
+from kernel.pricing import OUT, Rate, Sheet
+from tenants.selectors import quota_limit
+from tests.billing.harbour import REGION, UNIT, Harbour, harbour, one
+
+
+def billing(*arguments: object, actor: str = "ann") -> str:
+    out = StringIO()
+    call_command("billing", arguments[0], "--as", actor, *map(str, arguments[1:]), stdout=out)
+    return out.getvalue().strip()
+
+
+def month(berth: Harbour) -> Invoice:
+    """Last month's draft, of one request."""
+    end = month_of(utcnow())[0]
+    at = end - timedelta(hours=1)
+    berth.ingest(berth.event(started_at=at, ended_at=at, counts={OUT: 100_000}))
+    return invoice_draft(tenant_id=berth.tenant_id, currency="USD", period=month_of(at))
+
+
+def test_credit_is_booked_once_per_reference_and_waits_above_the_limit(database: None, settings: Any) -> None:
+    settings.TWO_PERSON_ABOVE = "10"
+    berth = harbour(money=0)
+    tenant = ids.encode(ids.TENANT, berth.tenant_id)
+    for _ in range(2):
+        assert billing("topup", tenant, "2.50", "wire-1") == "done"
+    assert billing("grant", berth.tenant_id, "1", "welcome") == "done"
+    operation = billing("topup", tenant, "11", "wire-2").split()[1]
+    assert operation in billing("waiting")
+    with pytest.raises(CommandError, match="a second person"):
+        billing("approve", operation)
+    billing("approve", operation, actor="bob")
+    assert berth.posted() == {"prepaid": 135 * UNIT // 10, "promo": UNIT}
+    assert one("SELECT count(*) FROM audit_log WHERE actor = 'bob' AND tenant_id = %s", berth.tenant_id) == 2
+    other = billing("topup", tenant, "12", "wire-3").split()[1]
+    billing("refuse", other)
+    assert other not in billing("waiting")
+
+
+def test_an_invoice_goes_from_draft_to_void_by_hand(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    draft = month(berth)
+    assert "issued 4 USD" in billing("issue", draft.id)
+    facts = billing("facts", draft.id).splitlines()
+    assert len(facts) == 2
+    event = facts[1].split(",")[1]
+    assert facts[1].split(",")[-3:] == ["100000", "0.00000042", "0.042"]
+    with pytest.raises(CommandError, match="still bills"):
+        billing("void", draft.id, "a mistake")
+    billing("correct", event, json.dumps({OUT: -100_000}), "garbled")
+    assert "issued -4 USD" in billing("credit", draft.id)
+    assert "void" in billing("void", draft.id, "a mistake")
+
+
+def test_an_invoice_is_paid_by_hand(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    draft = month(berth)
+    billing("issue", draft.id)
+    assert "paid" in billing("pay", draft.id, "0")
+
+
+def test_prices_and_quotas_are_set_by_hand(database: None, tmp_path: Path) -> None:
+    berth = harbour(money=0)
+    sheet = Sheet(f"{berth.sku}-file", REGION, "USD", utcnow(), {OUT: Rate(7)})
+    file = tmp_path / "sheet.json"
+    file.write_text(json.dumps(sheet.body()))
+    assert billing("price", file) == sheet.sha256().hex()
+    assert PriceSheet.objects.filter(sha256=sheet.sha256()).exists()
+    billing("quota", berth.tenant_id, "accelerators", 3)
+    assert quota_limit(berth.tenant_id, "accelerators") == 3
+    with pytest.raises(CommandError, match="there is no invoice"):
+        billing("facts", uuid4())
+    with pytest.raises(CommandError, match="resource is one of"):
+        billing("quota", berth.tenant_id, "moons", 3)
+
+
+def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(database: None, tmp_path: Path) -> None:
+    (tmp_path / "tiny-deepseek").mkdir()
+    (tmp_path / "tiny-deepseek" / "config.json").write_text("{}")
+    pool_ensure_local(weights_root=tmp_path)
+    harbour(money=0)
+    sku = "tiny-deepseek:dedicated:cpu"
+    wanted = ["accel_second", "in_hit", "in_miss", "out"]
+    assert UnratedListing(sku, REGION, "USD", wanted) in listings_unrated()
+    told = [str(item.msg) for item in listings_are_rated(databases=["default"])]
+    assert f"{sku} is not on sale in USD: no price for {', '.join(wanted)}" in told
+    assert f"{sku} USD: {', '.join(wanted)}" in billing("unrated")
+    assert listings_are_rated(databases=None) == []
