@@ -1,6 +1,7 @@
 """manage.py billing: what operators do, by the same services as everybody, in the audit log under their name."""
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -93,10 +94,17 @@ def test_prices_and_quotas_are_set_by_hand(database: None, tmp_path: Path) -> No
         billing("quota", berth.tenant_id, "moons", 3)
 
 
-def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(database: None, tmp_path: Path) -> None:
+@pytest.fixture
+def local_pool(database: None, tmp_path: Path) -> Iterator[None]:
+    """This machine's pool, with weights of one release."""
     (tmp_path / "tiny-deepseek").mkdir()
     (tmp_path / "tiny-deepseek" / "config.json").write_text("{}")
-    pool_ensure_local(weights_root=tmp_path)
+    pool = pool_ensure_local(weights_root=tmp_path)
+    yield
+    pool.delete()
+
+
+def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(local_pool: None) -> None:
     harbour(money=0)
     sku = "tiny-deepseek:dedicated:cpu"
     wanted = ["accel_second", "in_hit", "in_miss", "out"]
