@@ -8,6 +8,7 @@ from django.db import connection
 
 from billing.bulk import insert_rows
 from billing.models import SPENDING, AccountKind, LedgerAccount, LedgerEntry, LedgerTx
+from kernel import wire
 from kernel.ids import new_id
 from kernel.problems import INVALID_PARAMETER, Problem
 from tenants.outbox import publish
@@ -23,20 +24,31 @@ HOUSE = (
 )
 
 
-def account_open(*, tenant_id: UUID | None, currency: str, kind: str, min_available: int | None) -> None:
+def account_open(
+    *, tenant_id: UUID | None, currency: str, kind: str, min_available: int | None, purse: str = wire.GENERAL
+) -> None:
     """Open one account; a repeat changes nothing. The other columns are not ours to write."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO ledger_account (tenant_id, currency, kind, min_available) VALUES (%s, %s, %s, %s) "
+            "INSERT INTO ledger_account (tenant_id, currency, kind, min_available, purse) VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT DO NOTHING",
-            [tenant_id, currency, kind, min_available],
+            [tenant_id, currency, kind, min_available, purse],
         )
 
 
 def accounts_lock(*, tenant_id: UUID, currency: str) -> dict[str, LedgerAccount]:
-    """A tenant's accounts by kind, locked in id order until the transaction ends. Empty where none is open."""
+    """A tenant's general accounts by kind; these and its scoped ones are locked in id order until the transaction ends.
+
+    Empty where none is open.
+    """
     rows = LedgerAccount.objects.select_for_update().filter(tenant_id=tenant_id, currency=currency).order_by("id")
-    return {account.kind: account for account in rows}
+    return {account.kind: account for account in rows if account.purse == wire.GENERAL}
+
+
+def scoped_accounts(*, tenant_id: UUID, currency: str) -> list[LedgerAccount]:
+    """The accounts of a tenant's scoped credit, the soonest to expire first; `accounts_lock` has locked them."""
+    rows = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency).exclude(purse=wire.GENERAL)
+    return list(rows.order_by("credit_of__expires_at", "id"))
 
 
 def house_account(*, currency: str, kind: str) -> LedgerAccount:

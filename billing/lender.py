@@ -20,7 +20,7 @@ from django.db import Error, connection, transaction
 from django.db.models import Max, Q, Sum
 
 from billing import floats as redis_floats
-from billing import holds
+from billing import holds, scoped
 from billing.advisory import alone
 from billing.core.lending import lend_amount, return_amount
 from billing.core.posting import spread
@@ -116,6 +116,8 @@ def lender_pass(client: Redis, *, region: str, wants: Sequence[wire.Want] = (), 
     lie more than two seconds apart (a price may change between them).
     """
     done = Pass()
+    if sweep:
+        wants = [*wants, *scoped.wants()]
     with alone("lender", region) as granted:
         if not granted:
             return done
@@ -186,6 +188,7 @@ def _serve(floats: Floats, purse: Purse, wanted: int, done: Pass) -> None:
     _reclaim(floats, purse)
     state = _finish(floats, purse, floats.open(purse.name))
     accounts = LedgerAccount.objects.filter(tenant_id=purse.tenant_id, currency=purse.currency, kind__in=SPENDING)
+    accounts = accounts.filter(purse=purse.purse).exclude(credit_of__expires_at__lte=utcnow())
     available = sum(max(0, account.available) for account in accounts)
     spend = spent_since(purse.tenant_id, purse.currency, utcnow() - RECENT)
     amount = lend_amount(available=available, free=state.free, spend_10_min=spend, wanted=wanted)
@@ -295,10 +298,13 @@ def _book_return(floats: Floats, purse: Purse, transfer: int, amount: int) -> No
 
 
 def _idle(purse: Purse, floats: Floats) -> bool:
-    """Nothing was lent to this float lately."""
-    return not HoldMove.objects.filter(
-        hold__in=purse.holds(floats.generation), kind=MoveKind.PLACE, at__gt=utcnow() - RECENT
-    ).exists()
+    """Nothing was lent to this float lately; scoped credit is of no use elsewhere and stays lent."""
+    return (
+        purse.purse == wire.GENERAL
+        and not HoldMove.objects.filter(
+            hold__in=purse.holds(floats.generation), kind=MoveKind.PLACE, at__gt=utcnow() - RECENT
+        ).exists()
+    )
 
 
 def _clocks_apart_s(client: Redis) -> float:

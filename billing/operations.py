@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
 
-from billing import corrections, services
+from billing import corrections, scoped, services
 from billing.models import LedgerTx, Operation, PriceSheet, RatedLine, UsageEvent
 from billing.models.operations import DONE, REFUSED, WAITING
 from kernel import money
@@ -40,8 +41,9 @@ class Action:
 def operation_ask(*, action: str, arguments: Arguments, actor: str) -> Operation | None:
     """Do an operator's act; above the limit keep it for a second person instead, and return it.
 
-    `action` is topup or grant {tenant_id, amount, idem_key}, reverse {tx_id}, correct {event_id, counts, reason};
-    amounts are decimal strings. Problems: invalid_parameter, not_found, and those of the act itself.
+    `action` is topup or grant {tenant_id, amount, idem_key}, credit {the same, scope, value, expires_at},
+    reverse {tx_id}, correct {event_id, counts, reason}; amounts are decimal strings, instants ISO 8601.
+    Problems: invalid_parameter, not_found, and those of the act itself.
     """
     if action not in ACTIONS:
         raise Problem(INVALID_PARAMETER, f"action is one of {', '.join(ACTIONS)}", param="action")
@@ -165,6 +167,25 @@ def _grant(worth: Worth, arguments: Arguments, actor: str) -> object:
     )
 
 
+def _credit(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return scoped.credit_grant(
+        tenant_id=worth.tenant_id,
+        currency=worth.currency,
+        amount_pico=worth.amount_pico,
+        scope=arguments["scope"],
+        value=arguments["value"],
+        expires_at=datetime.fromisoformat(arguments["expires_at"]),
+        idem_key=arguments["idem_key"],
+        actor=actor,
+    )
+
+
+def _credit_worth(arguments: Arguments) -> Worth:
+    if datetime.fromisoformat(arguments["expires_at"]).tzinfo is None:
+        raise ValueError("expires_at has no zone")
+    return _money_worth(arguments)
+
+
 def _reverse(worth: Worth, arguments: Arguments, actor: str) -> object:
     return services.topup_reverse(tx_id=UUID(arguments["tx_id"]), actor=actor)
 
@@ -181,6 +202,7 @@ def _correct(worth: Worth, arguments: Arguments, actor: str) -> object:
 ACTIONS = {
     "topup": Action(_money_worth, _topup),
     "grant": Action(_money_worth, _grant),
+    "credit": Action(_credit_worth, _credit),
     "reverse": Action(_reversal_worth, _reverse),
     "correct": Action(_correction_worth, _correct),
 }

@@ -28,7 +28,7 @@ from billing.models import (
     ReceiptTree,
     UsageEvent,
 )
-from kernel import pricing, usage
+from kernel import pricing, usage, wire
 from kernel.clock import month_of, utcnow
 
 
@@ -86,7 +86,8 @@ def charges_post(*, tree: ReceiptTree, currency: str, charges: Sequence[Charge],
     tenant_id = tree.tenant_id
     accounts = ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
     insert_rows(UsageEvent, [_event_row(charge) for charge in charges])
-    draws, late = _plan(charges, ledger.spending(accounts))
+    scoped = ledger.scoped_accounts(tenant_id=tenant_id, currency=currency)
+    draws, late = _plan(charges, [*scoped, *ledger.spending(accounts)])
     late_ids = {charge.event.event_id for charge in late}
     covered = [charge for charge in charges if charge.cost and charge.event.event_id not in late_ids]
     posted: dict[UUID, UUID] = {}
@@ -112,8 +113,7 @@ def charges_post(*, tree: ReceiptTree, currency: str, charges: Sequence[Charge],
         amounts[accounts[AccountKind.REVENUE].id] = total
         ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
         posted |= {charge.event.event_id: tx_id for charge in part}
-        kinds = {account.id: account.kind for account in accounts.values()}
-        parts = {kinds[account_id]: amount for account_id, amount in sorted(paid.items())}
+        parts = _parts(paid, [*accounts.values(), *scoped])
         funding.append(receipts.funding_leaf(tx_id=tx_id, currency=currency, parts=parts))
     insert_rows(RatedLine, [_line_row(charge, line, posted) for charge in charges for line in charge.lines])
     _leaves_write(tree, [_leaf(charge) for charge in charges] + [(None, body) for body in funding])
@@ -139,28 +139,37 @@ def correction_post(*, tree: ReceiptTree, currency: str, charge: Charge, paid_by
             source_id=str(paid_by),
             effective_at=utcnow(),
         )
-        credited = _credited(-charge.cost, accounts, paid_by)
-        amounts = {accounts[kind].id: amount for kind, amount in credited.items()}
-        amounts[accounts[AccountKind.REVENUE].id] = charge.cost
+        scoped = ledger.scoped_accounts(tenant_id=tree.tenant_id, currency=currency)
+        credited = _credited(-charge.cost, accounts, scoped, paid_by)
+        amounts = credited | {accounts[AccountKind.REVENUE].id: charge.cost}
         ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
         posted[charge.event.event_id] = tx_id
-        parts = {kind: -amount for kind, amount in credited.items()}
+        paid = {account_id: -amount for account_id, amount in credited.items()}
+        parts = _parts(paid, [*accounts.values(), *scoped])
         leaves.append((None, receipts.funding_leaf(tx_id=tx_id, currency=currency, parts=parts)))
     insert_rows(RatedLine, [_line_row(charge, line, posted) for line in charge.lines])
     _leaves_write(tree, leaves)
 
 
-def _credited(amount: int, accounts: dict[str, LedgerAccount], paid_by: UUID | None) -> dict[str, int]:
-    """Account kind → its part of a credit, none of them zero."""
+def _parts(paid: dict[int, int], accounts: Sequence[LedgerAccount]) -> dict[str, int]:
+    """What each kind of account paid, scoped credit by the name of its purse."""
+    names = {account.id: account.kind if account.purse == wire.GENERAL else account.purse for account in accounts}
+    return {names[account_id]: amount for account_id, amount in sorted(paid.items())}
+
+
+def _credited(
+    amount: int, accounts: dict[str, LedgerAccount], scoped: Sequence[LedgerAccount], paid_by: UUID | None
+) -> dict[int, int]:
+    """Account id → its part of a credit, none of them zero; scoped credit gets its own back, expired or not."""
     overrun = accounts[AccountKind.OVERRUN]
-    order = [overrun, *reversed(ledger.spending(accounts))]
+    order = [overrun, *reversed([*scoped, *ledger.spending(accounts)])]
     taken = _taken(paid_by) if paid_by else {}
     taken[overrun.id] = min(taken.get(overrun.id, 0), -overrun.posted)
     shares = spread(amount, [taken.get(account.id, 0) for account in order])
-    parts = {account.kind: share for account, share in zip(order, shares, strict=True) if share}
+    parts = {account.id: share for account, share in zip(order, shares, strict=True) if share}
     rest = amount - sum(shares)
     if rest:
-        own = AccountKind.PREPAID.value
+        own = accounts[AccountKind.PREPAID].id
         parts[own] = parts.get(own, 0) + rest
     return parts
 

@@ -23,6 +23,7 @@ def ask(*, tenant_id: UUID, currency: str, amount_pico: int) -> bool:
         account__currency=currency,
         subject__startswith="gateway:",
         subject__endswith=f":{settings.REGION}",
+        account__purse=wire.GENERAL,
         sealed_at=None,
         open__gt=0,
     )
@@ -52,7 +53,7 @@ def bring_back(*, tenant_id: UUID, currency: str, needed_pico: int) -> None:
 
 
 def _available(tenant_id: UUID, currency: str) -> int:
-    rows = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING)
+    rows = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING, purse=wire.GENERAL)
     return sum(account.available for account in rows)
 
 

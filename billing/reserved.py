@@ -146,6 +146,7 @@ def _ahead(span: ReservedSpan, currency: str, now: datetime) -> None:
         tenant_id=span.tenant_id,
         currency=currency,
         deployment_id=span.endpoint_id,
+        sku=span.sku,
         needed_pico=pico or 0,
         until=span.due_at + DAY,
         now=now,

@@ -14,6 +14,7 @@ from billing.models import (
     SPENDING,
     AccountKind,
     BillableSpan,
+    Credit,
     Invoice,
     LedgerAccount,
     LedgerEntry,
@@ -24,6 +25,7 @@ from billing.models import (
 from kernel.clock import month_of, utcnow
 from kernel.money import div_half_even
 from kernel.pricing import ACCEL_SECOND, RUNG_METERS, Rate, Sheet, sheet_from_body
+from kernel.wire import GENERAL
 from tenants.selectors import tenant_get
 
 FACTS = """
@@ -48,7 +50,7 @@ class AccountBalance:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """A tenant's money in its currency.
+    """A tenant's money in its currency, scoped credit left out (`billing.scoped.credit_list_for`).
 
     `posted_pico` is what a person is shown as balance (owed overrun counts against it);
     `available_pico` is what new holds may take; `spent_month_pico` is booked usage of this UTC month
@@ -67,7 +69,7 @@ class Balance:
 def balance_for(tenant_id: UUID) -> Balance:
     """The tenant's balance now; all zero before any account is open."""
     currency = tenant_get(tenant_id).currency
-    rows = list(LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency).order_by("id"))
+    rows = list(LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, purse=GENERAL).order_by("id"))
     spendable = [row for row in rows if row.kind in SPENDING]
     own = [row for row in rows if row.kind in {AccountKind.PROMO, AccountKind.PREPAID, AccountKind.OVERRUN}]
     return Balance(
@@ -89,6 +91,12 @@ def usage_total(tenant_id: UUID, since: datetime, *, api_key_id: UUID | None = N
     if endpoint_id:
         lines = lines.filter(event__endpoint_id=endpoint_id)
     return int(lines.aggregate(total=Sum("amount"))["total"] or 0)
+
+
+def purses_of(tenant_id: UUID, currency: str) -> list[str]:
+    """The purses that a tenant's keys and deployments may use, in the order in which they are tried."""
+    live = Credit.objects.filter(tenant_id=tenant_id, account__currency=currency, expires_at__gt=utcnow())
+    return [*live.order_by("expires_at", "id").values_list("account__purse", flat=True), GENERAL]
 
 
 def usage_list_for(

@@ -8,7 +8,8 @@ from django.db.models import Max, QuerySet, Sum
 
 from billing import ledger, recall, selectors
 from billing.bulk import hex_bytes, insert_rows
-from billing.models import AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
+from billing.models import SPENDING, AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
+from kernel import wire
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS, to_string
 from kernel.pricing import ACCEL_SECOND, KTPM_DAY, Sheet, canonical
@@ -162,9 +163,13 @@ def reserved_hold_place(*, tenant_id: UUID, endpoint_id: UUID, sku: str, region:
     _hold_place(tenant_id, endpoint_id, sku, region, KTPM_DAY, ktpm)
 
 
-def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int) -> int:
-    """Raise a deployment's hold to `needed_pico`, wholly or not at all; what is missing (0: done)."""
+def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID, sku: str, needed_pico: int) -> int:
+    """Raise a deployment's hold to `needed_pico`, wholly or not at all; what is missing (0: done).
+
+    Scoped credit that pays for the SKU is taken first.
+    """
     subject = deployment_subject(deployment_id)
+    purses = wire.purses_for(selectors.purses_of(tenant_id, currency), sku)
     live = _live(tenant_id, currency, deployment_id)
     more = needed_pico - (live.aggregate(total=Sum("open"))["total"] or 0)
     if more <= 0:
@@ -174,14 +179,14 @@ def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID,
     transfer = (live.aggregate(last=Max("moves__transfer"))["last"] or 0) + 1
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT hold_place(%s::uuid, %s, %s, %s, %s, %s, true)",
-            [tenant_id, currency, subject, generation, transfer, more],
+            "SELECT hold_place(%s::uuid, %s, %s, %s, %s, %s, true, %s)",
+            [tenant_id, currency, subject, generation, transfer, more, purses],
         )
         placed = int(cursor.fetchone()[0])
     if placed == more:
         return 0
-    balance = selectors.balance_for(tenant_id)
-    return max(1, more - balance.available_pico)
+    payers = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING, purse__in=purses)
+    return max(1, more - sum(account.available for account in payers))
 
 
 def hold_close(*, deployment_id: UUID) -> None:
@@ -201,7 +206,9 @@ def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter:
         raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
     held = _live(tenant_id, currency, subject_id).aggregate(total=Sum("open", default=0))["total"]
     recall.bring_back(tenant_id=tenant_id, currency=currency, needed_pico=needed - int(held))
-    missing = deployment_hold_fill(tenant_id=tenant_id, currency=currency, deployment_id=subject_id, needed_pico=needed)
+    missing = deployment_hold_fill(
+        tenant_id=tenant_id, currency=currency, deployment_id=subject_id, sku=sku, needed_pico=needed
+    )
     if missing:
         raise Problem(
             INSUFFICIENT_BALANCE,

@@ -187,7 +187,7 @@ class _Rater:
 def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
     """Raise each running deployment's hold to cover what is not booked yet and the time to come."""
     until = hour_of(now) + (2 if now.minute >= AHEAD_MINUTE else 1) * HOUR
-    needed: dict[tuple[UUID, UUID], int] = defaultdict(int)
+    needed: dict[tuple[UUID, UUID, str], int] = defaultdict(int)
     for span in spans:
         first, end = inner_seconds(span.rated_until or span.from_at, until)
         pico = price_ahead(
@@ -199,12 +199,13 @@ def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
             quantity=max(0, int((end - first).total_seconds())) * span.accelerator_count,
             at=now,
         )
-        needed[span.tenant_id, span.deployment_id] += pico or 0
-    for (tenant_id, deployment_id), pico in needed.items():
+        needed[span.tenant_id, span.deployment_id, span.sku] += pico or 0
+    for (tenant_id, deployment_id, sku), pico in needed.items():
         hold_ahead(
             tenant_id=tenant_id,
             currency=currency,
             deployment_id=deployment_id,
+            sku=sku,
             needed_pico=pico,
             until=until,
             now=now,
@@ -212,7 +213,7 @@ def _ahead(spans: Iterable[BillableSpan], currency: str, now: datetime) -> None:
 
 
 def hold_ahead(
-    *, tenant_id: UUID, currency: str, deployment_id: UUID, needed_pico: int, until: datetime, now: datetime
+    *, tenant_id: UUID, currency: str, deployment_id: UUID, sku: str, needed_pico: int, until: datetime, now: datetime
 ) -> None:
     """Raise a live hold to what is needed `until` then.
 
@@ -222,7 +223,7 @@ def hold_ahead(
     if not Hold.objects.filter(subject=deployment_subject(deployment_id), sealed_at=None).exists():
         return
     missing = deployment_hold_fill(
-        tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, needed_pico=needed_pico
+        tenant_id=tenant_id, currency=currency, deployment_id=deployment_id, sku=sku, needed_pico=needed_pico
     )
     standing.shortfall_note(tenant_id=tenant_id, deployment_id=deployment_id, missing_pico=missing, now=now)
     if missing:

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from billing import books, invoicing, ledger, months, payments, reserved, spans
+from billing import books, invoicing, ledger, months, payments, reserved, scoped, spans
 from kernel.clock import utcnow
 
 
@@ -44,3 +44,9 @@ def check_books() -> None:
 def take_payments() -> None:
     """Credit what payment notices say."""
     payments.notices_take()
+
+
+@shared_task(name="billing.expire_credits")
+def expire_credits() -> None:
+    """Give back what is left of expired credit."""
+    scoped.credits_expire()

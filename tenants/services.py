@@ -79,9 +79,13 @@ def standing_set(*, tenant_id: UUID, standing: str, actor: str) -> None:
     if standing not in Standing.values:
         raise Problem(INVALID_PARAMETER, f"standing is one of {', '.join(Standing.values)}", param="standing")
     Tenant.objects.filter(id=tenant_id).update(standing=standing)
-    # Gateways keep a key's record until its version changes.
-    ApiKey.objects.filter(tenant_id=tenant_id).update(version=F("version") + 1)
+    keys_renew(tenant_id=tenant_id)
     audit_write(actor=actor, tenant_id=tenant_id, action=f"tenant.{standing}", detail={})
+
+
+def keys_renew(*, tenant_id: UUID) -> None:
+    """Raise the version of a tenant's keys: gateways keep a key's record until its version changes."""
+    ApiKey.objects.filter(tenant_id=tenant_id).update(version=F("version") + 1)
 
 
 @transaction.atomic

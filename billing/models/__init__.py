@@ -1,5 +1,6 @@
 """The tables of billing, by subject; Django finds them here."""
 
+from billing.models.credits import Credit
 from billing.models.invoices import Invoice, InvoiceCounter, InvoiceLine, RatedLineInvoice
 from billing.models.ledger import (
     SPENDING,
@@ -34,6 +35,7 @@ __all__ = [
     "AccountKind",
     "BillableSpan",
     "CapacityReservation",
+    "Credit",
     "EngineCounter",
     "EngineCounterDelta",
     "GatewayJournal",

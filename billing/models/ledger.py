@@ -4,6 +4,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from billing.fields import ClockTimestamp, PicoField
+from kernel import wire
 from kernel.ids import new_id
 from tenants.models import Tenant
 
@@ -32,6 +33,8 @@ class LedgerAccount(models.Model):
     tenant = models.ForeignKey(Tenant, models.PROTECT, null=True, related_name="+")
     currency = models.CharField(max_length=3)
     kind = models.TextField(choices=AccountKind.choices)
+    # Scoped credit lies in accounts of its own, one per credit.
+    purse = models.TextField(default=wire.GENERAL, db_default=wire.GENERAL)
     posted = PicoField(default=0, db_default=0)
     held = PicoField(default=0, db_default=0)
     min_available = PicoField(null=True)  # type: ignore[misc]  # one field class for both
@@ -40,7 +43,7 @@ class LedgerAccount(models.Model):
         db_table = "ledger_account"
         constraints = (
             models.UniqueConstraint(
-                fields=("tenant", "currency", "kind"), nulls_distinct=False, name="ledger_account_once"
+                fields=("tenant", "currency", "kind", "purse"), nulls_distinct=False, name="ledger_account_once"
             ),
             models.UniqueConstraint(fields=("id", "currency"), name="ledger_account_currency"),
             models.CheckConstraint(condition=Q(kind__in=AccountKind.values), name="ledger_account_kind"),

@@ -181,7 +181,9 @@ class Admission:
         )
 
     async def _run(self, request_id: str, key: wire.KeyRecord, quote: Quote, met: Sequence[Limit]) -> list[str]:
-        floats = [wire.float_key(key.tenant_id, purse, key.currency) for purse in key.purses]
+        floats = [
+            wire.float_key(key.tenant_id, purse, key.currency) for purse in wire.purses_for(key.purses, quote.sheet.sku)
+        ]
         names = [
             wire.EPOCH,
             wire.FLOAT_RUN,
@@ -268,7 +270,7 @@ def _grant(
         quote=quote,
         started_at=from_ms(int(now_ms)),
         reserved_pico=quote.amount_pico if reserved else 0,
-        purse=key.purses[int(number) - 1] if reserved else None,
+        purse=wire.purses_for(key.purses, quote.sheet.sku)[int(number) - 1] if reserved else None,
         generation=int(generation) if reserved else None,
         headers=shown,
         limits=met,

@@ -20,7 +20,6 @@ from kernel.clock import month_of, utcnow
 from kernel.pricing import canonical
 from tenants.models import ApiKey, Scope, Standing, Tenant
 
-PURSES = ["general"]
 # KEYS key; ARGV version, record: only forward.
 _SET_KEY = """
 if tonumber(redis.call('HGET', KEYS[1], 'v') or '-1') > tonumber(ARGV[1]) then return 0 end
@@ -52,7 +51,7 @@ def key_record(key: ApiKey) -> wire.KeyRecord:
         digest=bytes(key.secret_hmac).hex(),
         version=key.version,
         currency=key.tenant.currency,
-        purses=PURSES,
+        purses=billing.purses_of(key.tenant_id, key.tenant.currency),
         rpm=key.rpm,
         concurrency=key.concurrency,
         live=key.revoked_at is None and Scope.INFERENCE in key.scopes,

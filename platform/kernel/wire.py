@@ -21,6 +21,7 @@ KEPT_S = 3600  # counters outlive their minute or month: a request that began in
 # The longest that a request may run: a reservation expires after it, and a sealed hold outlasts it by ten minutes.
 LONGEST_REQUEST_S = 3600
 
+GENERAL = "general"  # the purse that pays for everything; a scoped one is named scope=value=id
 PROVING, SERVING, DRAINING = "proving", "serving", "draining"
 
 
@@ -52,6 +53,14 @@ def sheets(sku: str, region: str, currency: str) -> str:
 def float_key(tenant_id: str | UUID, purse: str, currency: str) -> str:
     """Hash {gen, transfer, free, dry}: integers as decimal text, money in pico-units."""
     return f"v1:float:{tenant_id}:{purse}:{currency}"
+
+
+def purses_for(purses: list[str], sku: str) -> list[str]:
+    """Those of a key's purses that may pay for a SKU, in order: a scoped one names a part of it."""
+    if len(purses) == 1:
+        return purses
+    parts = sku.split(":")
+    return [purse for purse in purses if "=" not in purse or purse.split("=")[1] in parts]
 
 
 def reservations(float_name: str) -> str:

@@ -13,6 +13,7 @@ from django.core.management import CommandError, call_command
 
 from billing.invoicing import invoice_draft
 from billing.models import Invoice, PriceSheet
+from billing.selectors import balance_for
 from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated
 from inference.pools import pool_ensure_local
 from kernel import ids
@@ -43,12 +44,16 @@ def test_credit_is_booked_once_per_reference_and_waits_above_the_limit(database:
     for _ in range(2):
         assert billing("topup", tenant, "2.50", "wire-1") == "done"
     assert billing("grant", berth.tenant_id, "1", "welcome") == "done"
+    assert billing("scoped-grant", tenant, "1", "spring", "model", "m", "2099-01-01T00:00:00Z") == "done"
+    with pytest.raises(CommandError, match="expires_at has no zone"):
+        billing("scoped-grant", tenant, "1", "autumn", "model", "m", "2099-01-01")
     operation = billing("topup", tenant, "11", "wire-2").split()[1]
     assert operation in billing("waiting")
     with pytest.raises(CommandError, match="a second person"):
         billing("approve", operation)
     billing("approve", operation, actor="bob")
-    assert berth.posted() == {"prepaid": 135 * UNIT // 10, "promo": UNIT}
+    assert berth.posted()["prepaid"] == 135 * UNIT // 10
+    assert balance_for(berth.tenant_id).available_pico == 145 * UNIT // 10
     assert one("SELECT count(*) FROM audit_log WHERE actor = 'bob' AND tenant_id = %s", berth.tenant_id) == 2
     other = billing("topup", tenant, "12", "wire-3").split()[1]
     billing("refuse", other)

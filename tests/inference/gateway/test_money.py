@@ -10,7 +10,7 @@ import pytest
 from kernel import wire
 from kernel.pricing import worst_case
 from tests.inference.gateway.engine import Engine, Plan
-from tests.inference.gateway.world import HELLO, Gateway, Lender, Tenant, World
+from tests.inference.gateway.world import HELLO, SKU, Gateway, Lender, Tenant, World
 from tests.services import wait_until
 
 
@@ -95,6 +95,18 @@ def test_the_first_purse_that_covers_a_request_pays(world: World, door: Gateway,
     assert door.chat(tenant, route.endpoint_id).status_code == 200
     events = door.events_of(tenant, at_least=2)
     assert [(event.purse, event.generation) for event in events] == [("grant", 3), ("general", 1)]
+
+
+def test_scoped_credit_pays_for_what_it_names_alone(world: World, door: Gateway, engine: Engine) -> None:
+    other, ours = "model=another=1", f"model={SKU.split(':')[0]}=2"
+    tenant = world.tenant(purses=[other, ours, "general"])
+    route = world.endpoint(tenant, engine.address)
+    for purse in (other, ours):
+        name = wire.float_key(tenant.record.tenant_id, purse, "USD")
+        world.redis.hset(name, mapping={"gen": 3, "transfer": 1, "free": price_of_one(world, route), "dry": 1})
+    for _ in range(2):
+        assert door.chat(tenant, route.endpoint_id).status_code == 200
+    assert [event.purse for event in door.events_of(tenant, at_least=2)] == [ours, "general"]
 
 
 def test_amounts_beyond_a_doubles_precision_stay_exact(world: World, door: Gateway, engine: Engine) -> None:

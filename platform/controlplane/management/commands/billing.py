@@ -119,6 +119,20 @@ MONEY = ("tenant", "amount", "reference")
 ACTS = {
     "topup": Act("credit money that came in; the same reference credits once", MONEY, _money("topup")),
     "grant": Act("give promotional credit; the same reference gives once", MONEY, _money("grant")),
+    "scoped-grant": Act(
+        "give credit for one model or accelerator that expires",
+        (*MONEY, "scope", "value", "expires_at"),
+        lambda o: _ask(
+            "credit",
+            o,
+            tenant_id=o["tenant"],
+            amount=o["amount"],
+            idem_key=o["reference"],
+            scope=o["scope"],
+            value=o["value"],
+            expires_at=o["expires_at"],
+        ),
+    ),
     "reverse": Act("mirror a top-up or grant", ("tx",), lambda o: _ask("reverse", o, tx_id=o["tx"])),
     "correct": Act(
         'take usage back: counts are JSON such as {"out": -20}',
