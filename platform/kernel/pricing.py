@@ -3,6 +3,7 @@
 A sheet is immutable and named by the SHA-256 of its canonical body. A rate is an exact fraction
 num_pico/den per unit; rates with den 1 never round, others are rated cumulatively (docs: ADR money).
 A sheet may have clock windows with prices of their own; what a request costs is settled by its start.
+A batch has a SKU and a sheet of its own for each time that it may take: `release:shared:batch-24h`.
 """
 
 import hashlib
@@ -260,11 +261,6 @@ def rebate(tiers: Iterable[Tier], spent_pico: int) -> int:
         back += max(0, upper - tier.above_pico) * tier.off_per_mille
         upper = min(upper, tier.above_pico)
     return div_half_even(back, 1000)
-
-
-def batch_sku(sku: str, completion_window: str) -> str:
-    """What a batch's tokens are priced under: the SKU of its release and the time that it may take ('24h')."""
-    return f"{sku}:batch-{completion_window}"
 
 
 def _rates_to_json(meters: Mapping[str, Rate]) -> dict[str, Any]:

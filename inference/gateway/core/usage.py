@@ -17,11 +17,12 @@ _LEAD = 16  # bytes before the name in which its comma may stand
 
 @dataclass(slots=True)
 class Counts:
-    """Tokens of one request: prompt = hit + miss."""
+    """Tokens of one request: prompt = hit + miss; `reasoning` is a part of `out`."""
 
     hit: int = 0
     miss: int = 0
     out: int = 0
+    reasoning: int = 0
 
     @property
     def prompt(self) -> int:
@@ -30,7 +31,14 @@ class Counts:
 
     def meters(self) -> dict[str, int]:
         """Counts by meter name, as an event carries them."""
-        return {pricing.IN_HIT: self.hit, pricing.IN_MISS: self.miss, pricing.OUT: self.out}
+        if not self.reasoning:
+            return {pricing.IN_HIT: self.hit, pricing.IN_MISS: self.miss, pricing.OUT: self.out}
+        return {
+            pricing.IN_HIT: self.hit,
+            pricing.IN_MISS: self.miss,
+            pricing.OUT: self.out - self.reasoning,
+            pricing.REASONING: self.reasoning,
+        }
 
 
 class Running:
@@ -84,11 +92,10 @@ class Running:
         """The engine's last usage, for the whole request."""
         prompt = self._plausible(usage.get("prompt_tokens"), self.counts.prompt, self._most_prompt)
         out = self._plausible(usage.get("completion_tokens"), self.counts.out, self._most_out)
-        details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-        hit = self._plausible(cached or 0, 0, prompt)
+        hit = self._plausible(_detail(usage, "prompt_tokens_details", "cached_tokens"), 0, prompt)
+        reasoning = self._plausible(_detail(usage, "completion_tokens_details", "reasoning_tokens"), 0, out)
         self.out = out
-        self._counts = Counts(hit=hit, miss=prompt - hit, out=out)
+        self._counts = Counts(hit=hit, miss=prompt - hit, out=out, reasoning=reasoning)
         self.final = numbers(usage)
 
     def _plausible(self, value: object, before: int, most: int | None) -> int:
@@ -96,6 +103,12 @@ class Running:
             return value
         self.clamped = True
         return before
+
+
+def _detail(usage: Mapping[str, Any], group: str, name: str) -> object:
+    """A member of one of usage's optional objects; 0 where it is absent or null."""
+    details = usage.get(group)
+    return (details.get(name) if isinstance(details, Mapping) else None) or 0
 
 
 def numbers(usage: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The pure parts: JSON spans and splices, event framing, counts, delivery marks, quotes."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -14,7 +14,8 @@ from inference.gateway.core.delivered import Delivered
 from inference.gateway.core.quote import Sheets, affordable_tokens, cost, quote
 from inference.gateway.core.request import Size
 from inference.gateway.core.usage import Counts, Running
-from kernel.pricing import Rate, Sheet, Unrated, worst_case
+from kernel.clock import to_ms
+from kernel.pricing import IN_HIT, IN_MISS, OUT, REASONING, ClockWindow, Rate, Sheet, Unrated, worst_case
 from kernel.problems import Problem
 
 JSON = st.recursive(
@@ -125,6 +126,30 @@ def test_choices_and_prompts_are_counted_apart_while_a_stream_runs() -> None:
     count.finish({"prompt_tokens": 12, "completion_tokens": 11, "prompt_tokens_details": details})
     assert count.counts == Counts(hit=6, miss=6, out=11)
     assert not count.clamped
+
+
+@pytest.mark.parametrize(("said", "counted"), [(4, 4), (None, 0), (12, 0), ("4", 0)])
+def test_reasoning_is_metered_apart_from_the_rest_of_the_answer(said: object, counted: int) -> None:
+    count = running()
+    count.finish({"prompt_tokens": 7, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": said}})
+    apart = {REASONING: counted} if counted else {}
+    assert count.counts.meters() == {IN_HIT: 0, IN_MISS: 7, OUT: 9 - counted, **apart}
+
+
+def test_a_quote_holds_for_one_clock_window_and_names_the_published_sheet() -> None:
+    noon = datetime(2026, 3, 4, 12, tzinfo=UTC)
+    meters = {IN_HIT: Rate(1), IN_MISS: Rate(2), OUT: Rate(3)}
+    dear = ClockWindow(frozenset(range(1, 8)), 12 * 60, 13 * 60, {OUT: Rate(6)})
+    sheet = Sheet("m:shared", "local", "USD", noon - timedelta(days=9), meters, windows=(dear,))
+    sheets = Sheets([], [sheet])
+    offers = [
+        quote(sheets, at=noon + timedelta(minutes=minutes), size=Size(prompt_tokens=0, max_tokens=10), answers=1)
+        for minutes in (-1, 0, 59, 60)
+    ]
+    assert [offer.amount_pico for offer in offers] == [30, 60, 60, 30]
+    assert [offer.until_ms for offer in offers][:2] == [to_ms(noon), to_ms(noon + timedelta(hours=1))]
+    assert offers[1].from_ms == to_ms(noon)
+    assert {offer.sheet_sha256 for offer in offers} == {sheet.sha256()}
 
 
 @pytest.mark.parametrize("out", [-1, 2, 11, None, "4", 4.0, True])
