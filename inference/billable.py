@@ -1,4 +1,4 @@
-"""Billable facts of dedicated replicas, to the outbox that billing reads; no price is known here."""
+"""Billable facts of replicas and reservations, to the outbox that billing reads; no price is known here."""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,6 +9,7 @@ from inference.models import Deployment
 from tenants.outbox import publish
 
 TOPIC = "inference.billable"
+RESERVED_TOPIC = "inference.reserved"
 
 
 def publish_fact(*, deployment: Deployment, pod_uid: UUID, event: str, at: datetime, from_at: datetime) -> None:
@@ -34,6 +35,24 @@ def publish_fact(*, deployment: Deployment, pod_uid: UUID, event: str, at: datet
             "accelerator_count": deployment.accelerators,
             "event": event,
             "from_at": from_at.isoformat(),
+            "at": at.isoformat(),
+        },
+    )
+
+
+def publish_reserved(*, deployment: Deployment, event: str, ktpm: int, at: datetime) -> None:
+    """Write in the caller's transaction that a reservation of `ktpm` begins or ends."""
+    endpoint = deployment.endpoint
+    publish(
+        topic=RESERVED_TOPIC,
+        dedupe_key=f"reserved:{endpoint.id}:{event}:{at.isoformat()}",
+        payload={
+            "endpoint_id": str(endpoint.id),
+            "tenant_id": str(deployment.tenant_id),
+            "sku": deployment.sku,
+            "region": endpoint.region,
+            "ktpm": ktpm,
+            "event": event,
             "at": at.isoformat(),
         },
     )

@@ -93,9 +93,8 @@ def stopped_at(endpoint: Endpoint) -> datetime | None:
 
 
 def _live(cluster_name: str) -> QuerySet[Deployment]:
-    return Deployment.objects.filter(pool__cluster=cluster_name, endpoint__archived_at__isnull=True).select_related(
-        "endpoint", "observed"
-    )
+    live = Deployment.objects.filter(pool__cluster=cluster_name, carrier=None, endpoint__archived_at__isnull=True)
+    return live.select_related("endpoint", "observed")
 
 
 @transaction.atomic

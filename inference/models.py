@@ -130,6 +130,9 @@ class Deployment(models.Model):
     `applied` names the manifests that the cluster last accepted, `owned` which fields it then called ours, `fault`
     why it refused the newest.
     `decided_at` is the `observed_at` of the facts that the last pass acted on.
+
+    A reservation's has no engines: its requests are served by `carrier`, a shared one, of whose tokens a
+    minute it keeps `tpm`. `metered_ktpm` is what billing was last told of it, `metered_at` since when.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -148,10 +151,21 @@ class Deployment(models.Model):
     applied_at = models.DateTimeField(null=True)
     fault = models.JSONField(null=True)
     decided_at = models.DateTimeField(null=True)
+    # The one link across tenants: a trigger, and no plain constraint, lets it lead to public engines alone.
+    carrier = models.ForeignKey("self", models.PROTECT, related_name="riders", null=True, db_constraint=False)
+    tpm = models.PositiveIntegerField(default=0)
+    metered_ktpm = models.PositiveIntegerField(default=0)
+    metered_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "deployment"
-        constraints = (models.UniqueConstraint(fields=("tenant", "id"), name="deployment_tenant_id"),)
+        constraints = (
+            models.UniqueConstraint(fields=("tenant", "id"), name="deployment_tenant_id"),
+            models.CheckConstraint(
+                condition=models.Q(carrier__isnull=True, tpm=0) | models.Q(carrier__isnull=False, tpm__gt=0),
+                name="deployment_rides_for_tpm",
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.recipe} on {self.pool_id}"

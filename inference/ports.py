@@ -22,9 +22,17 @@ class HoldPlace(Protocol):
         """
 
 
+class ReservedHoldPlace(Protocol):
+    def __call__(self, *, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, ktpm: int) -> None:
+        """Reserve the price of one day of that many kTPM, as `HoldPlace` does; for a raise, of what comes on top.
+
+        Problem INSUFFICIENT_BALANCE or UNRATED.
+        """
+
+
 class HoldClose(Protocol):
     def __call__(self, *, deployment_id: UUID) -> None:
-        """Return what the deployment's hold has left; nothing to do where none is open."""
+        """Return what the hold of a deployment, or of a reserved endpoint, has left; none open is no fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,7 @@ class Ports:
     """
 
     hold_place: HoldPlace
+    reserved_hold_place: ReservedHoldPlace
     hold_close: HoldClose
     route_project: Callable[[UUID], None]
     route_remove: Callable[[UUID], None]

@@ -6,12 +6,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.db import connection
 from django.db.models import Prefetch, Q, QuerySet
 
 from inference.catalogue_files import catalogue
 from inference.core import conditions
 from inference.core.catalogue import Accelerator, Recipe, Release
 from inference.core.placement import EngineImage, PoolFacts
+from inference.core.reserved import Offer
 from inference.core.words import Phase, Rung, Visibility
 from inference.models import Deployment, Endpoint, Pool
 from kernel import ids, wire
@@ -23,7 +25,9 @@ from tenants.models import Standing
 class EndpointView:
     """An endpoint as people and clients see it. `id` is `ep_…`; `conditions` are dicts of text.
 
-    `sku` prices it (dedicated: accelerator time; shared: tokens); `accelerators` is what one replica takes.
+    `sku` prices it (dedicated: accelerator time; shared: tokens; reserved: days of `tpm`, the tokens a minute that
+    are kept for it); `accelerators` is what one replica takes. A reservation's pool, recipe and replicas are those
+    of the shared engines that serve it.
     """
 
     id: str
@@ -47,6 +51,7 @@ class EndpointView:
     pool: str
     recipe: str
     sku: str
+    tpm: int
     deployment_id: UUID
     created_at: datetime
     paused_at: datetime | None
@@ -69,7 +74,8 @@ class PoolView:
 class ReleaseView:
     """A release of the catalogue with what this installation can run it on, in recipes and pools.
 
-    `skus` maps a rung and an accelerator ("" for shared) to the SKU that prices it.
+    `skus` maps a rung and an accelerator ("" for shared and reserved) to the SKU that prices it. `offer` is what
+    can be reserved here, None where the release is not let in reservations.
     """
 
     release: Release
@@ -78,6 +84,7 @@ class ReleaseView:
     pools: tuple[PoolView, ...]
     skus: dict[tuple[str, str], str]
     max_model_len: int
+    offer: Offer | None
 
 
 def endpoint_list_for(tenant_id: UUID) -> list[EndpointView]:
@@ -105,6 +112,7 @@ def endpoint_get(*, tenant_id: UUID, endpoint_id: str) -> EndpointView:
 def endpoint_view(endpoint: Endpoint) -> EndpointView:
     """The view of a row, its phase derived from its conditions."""
     deployment = endpoint.deployments.all()[0]
+    engines = deployment.carrier or deployment
     known = conditions.from_json(endpoint.conditions)
     ready = next((item for item in known if item.type == conditions.READY), None)
     return EndpointView(
@@ -129,13 +137,14 @@ def endpoint_view(endpoint: Endpoint) -> EndpointView:
         conditions=tuple(endpoint.conditions),
         generation=endpoint.generation,
         observed_generation=endpoint.observed_generation,
-        replicas=deployment.replicas,
+        replicas=engines.replicas,
         serving=endpoint.serving,
-        accelerator=deployment.pool.accelerator,
+        accelerator=engines.pool.accelerator,
         accelerators=deployment.accelerators,
-        pool=deployment.pool.name,
-        recipe=deployment.recipe,
+        pool=engines.pool.name,
+        recipe=engines.recipe,
         sku=deployment.sku,
+        tpm=deployment.tpm,
         deployment_id=deployment.id,
         created_at=endpoint.created_at,
         paused_at=endpoint.paused_at,
@@ -165,7 +174,7 @@ def release_list(region: str) -> list[ReleaseView]:
     """Releases that some recipe serves; those that run here and now come first."""
     pools = list(Pool.objects.filter(region=region).order_by("name"))
     views = [
-        _release_view(release, pools)
+        _release_view(release, pools, region)
         for release in catalogue().releases.values()
         if release.servable and catalogue().recipes_of(release.id)
     ]
@@ -190,19 +199,50 @@ def pool_facts(pool: Pool) -> PoolFacts:
     )
 
 
+def carrier_of(release_id: str, region: str) -> Deployment | None:
+    """The deployment of the operator's shared endpoint on which reservations of a release ride."""
+    shared = Deployment.objects.filter(
+        endpoint__visibility=Visibility.PUBLIC,
+        endpoint__release=release_id,
+        endpoint__region=region,
+        endpoint__deletion_requested_at=None,
+        endpoint__archived_at=None,
+    )
+    return shared.select_related("endpoint", "pool").order_by("id").first()
+
+
+def offer_of(carrier: Deployment, *, lock: bool = False) -> Offer | None:
+    """What a shared deployment lets in reservations; with `lock`, nobody else takes of it in this transaction.
+
+    None where its recipe lets nothing.
+    """
+    recipe = catalogue().recipes.get(carrier.recipe)
+    if recipe is None or recipe.reservable is None:
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT reserved_tpm(%s, %s)", [carrier.id, lock])
+        taken = int(cursor.fetchone()[0])
+    replicas = 0 if carrier.endpoint.paused_at else carrier.replicas
+    return Offer(recipe.reservable.min_tpm, recipe.reservable.tpm_per_replica * replicas, taken)
+
+
 def sku_of(release_id: str, rung: Rung, accelerator: str) -> str:
-    """What is priced: tokens of a shared release, or accelerator time and free tokens of a dedicated one."""
-    return f"{release_id}:{rung}" if rung is Rung.SHARED else f"{release_id}:{rung}:{accelerator}"
+    """What is priced: tokens of a shared release, days of reserved ones, or accelerator time of a dedicated one."""
+    return f"{release_id}:{rung}:{accelerator}" if rung is Rung.DEDICATED else f"{release_id}:{rung}"
 
 
-def _release_view(release: Release, pools: Iterable[Pool]) -> ReleaseView:
+def _release_view(release: Release, pools: Iterable[Pool], region: str) -> ReleaseView:
     known = catalogue()
     recipes = known.recipes_of(release.id)
     names = dict.fromkeys(name for recipe in recipes for name in recipe.accelerators)
     fitting = (
         pool for pool in pools if pool.accelerator in names and (pool.releases is None or release.id in pool.releases)
     )
+    carrier = carrier_of(release.id, region)
+    offer = offer_of(carrier) if carrier else None
     skus = {(Rung.DEDICATED.value, name): sku_of(release.id, Rung.DEDICATED, name) for name in names}
+    if offer:
+        skus[Rung.RESERVED.value, ""] = sku_of(release.id, Rung.RESERVED, "")
     return ReleaseView(
         release,
         recipes,
@@ -210,6 +250,7 @@ def _release_view(release: Release, pools: Iterable[Pool]) -> ReleaseView:
         tuple(_pool_view(pool) for pool in fitting),
         {(Rung.SHARED.value, ""): sku_of(release.id, Rung.SHARED, ""), **skus},
         max(recipe.max_model_len or release.max_context for recipe in recipes),
+        offer,
     )
 
 
@@ -226,15 +267,18 @@ def _pool_view(pool: Pool) -> PoolView:
 
 
 def _endpoints() -> QuerySet[Endpoint, Endpoint]:
-    deployments: Any = Prefetch("deployments", Deployment.objects.select_related("pool").order_by("id"))
+    deployments: Any = Prefetch(
+        "deployments", Deployment.objects.select_related("pool", "carrier__pool").order_by("id")
+    )
     live = Endpoint.objects.filter(archived_at__isnull=True)
     return live.prefetch_related(deployments)
 
 
 def _route(endpoint: Endpoint) -> wire.RouteRecord | None:
     deployments = list(endpoint.deployments.all())
+    engines = [item.carrier or item for item in deployments]
     release = catalogue().releases.get(endpoint.release)
-    recipes = [catalogue().recipes.get(item.recipe) for item in deployments]
+    recipes = [catalogue().recipes.get(item.recipe) for item in engines]
     if release is None or None in recipes:
         return None
     lengths = [recipe.max_model_len or release.max_context for recipe in recipes if recipe is not None]
@@ -249,5 +293,9 @@ def _route(endpoint: Endpoint) -> wire.RouteRecord | None:
         generation=endpoint.generation,
         running=endpoint.paused_at is None and endpoint.tenant.standing != Standing.SUSPENDED,
         created=int(endpoint.created_at.timestamp()),
-        deployments=[wire.DeploymentRoute(str(item.id), item.weight, item.sku) for item in deployments],
+        deployments=[
+            wire.DeploymentRoute(str(engine.id), item.weight, item.sku)
+            for item, engine in zip(deployments, engines, strict=True)
+        ],
+        tpm=sum(item.tpm for item in deployments),
     )

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Iterator
 from uuid import UUID
 
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, Subquery
 
 from inference import clusters, facts
 from inference.clock import database_now
+from inference.core.words import Rung
 from inference.models import Deployment, Endpoint
 from inference.reconciler.run import reconcile
 from k8s.cluster import UnreachableError
@@ -36,11 +37,13 @@ def _try(endpoint_id: UUID) -> bool:
 
 
 def due() -> Iterator[UUID]:
-    """Live endpoints whose intent, facts or tenant changed since their last pass, or whose time has come."""
+    """Live endpoints whose intent, facts, tenant or carrier changed since their last pass, or whose time has come."""
     now = database_now()
     changed_facts = Deployment.objects.filter(endpoint=OuterRef("id"), observed__isnull=False).filter(
         Q(decided_at__isnull=True) | Q(observed__observed_at__gt=F("decided_at"))
     )
+    of_carrier = Endpoint.objects.filter(deployments__riders__endpoint=OuterRef("id"))
+    carrier_turned = Q(rung=Rung.RESERVED) & ~Q(serving=Subquery(of_carrier.values("serving")[:1]))
     stands_suspended = Q(tenant__standing=Standing.SUSPENDED)
     endpoints = (
         Endpoint.objects.filter(archived_at__isnull=True)
@@ -51,6 +54,7 @@ def due() -> Iterator[UUID]:
             | Q(lock_until__lt=now)
             | (stands_suspended & Q(suspended=False))
             | (~stands_suspended & Q(suspended=True))
+            | carrier_turned
             | Exists(changed_facts)
         )
         .order_by("due_at", "id")

@@ -10,6 +10,8 @@ _QUANTITY = re.compile(r"(\d+)(Ki|Mi|Gi)")
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _PLACEHOLDER = re.compile(r"<[^>]+>")
 
+TPM_STEP = 1000  # reservations are sold and priced in thousands of tokens a minute
+
 # An engine's share of its host where a recipe names none; ours, per card.
 DEFAULT_CPU_MILLIS_PER_CARD = 8000
 DEFAULT_MEMORY_MIB_PER_CARD = 64 << 10
@@ -66,11 +68,19 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservable:
+    """What a shared replica of a recipe lets in reservations: tokens a minute in all, and the least of one."""
+
+    tpm_per_replica: int
+    min_tpm: int
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How one release runs on some accelerators: what a Deployment's engine gets.
 
     `image` is a repository; the pool says which tag of it runs there. `placeholders` are values that the
-    arguments and variables leave open.
+    arguments and variables leave open. `reservable` None: nobody has measured what it carries.
     """
 
     id: str
@@ -93,6 +103,7 @@ class Recipe:
     memory_bytes: int
     verified: bool
     source: tuple[str, ...]
+    reservable: Reservable | None = None
 
     @property
     def cards(self) -> int:
@@ -313,7 +324,18 @@ def _recipe(
         memory_bytes=(entry.whole("memory_mib", null=True) or cards * DEFAULT_MEMORY_MIB_PER_CARD) << 20,
         verified=entry.flag("verified"),
         source=entry.texts("source"),
+        reservable=_reservable(entry),
     )
+
+
+def _reservable(entry: _Entry) -> Reservable | None:
+    if "reservable" not in entry.data:
+        return None
+    value = entry.table("reservable")
+    numbers = [value.get(name) for name in ("tpm_per_replica", "min_tpm")]
+    if not all(isinstance(tpm, int) and tpm > 0 and tpm % TPM_STEP == 0 for tpm in numbers):
+        entry.fail("reservable", f"has tpm_per_replica and min_tpm, multiples of {TPM_STEP} above zero")
+    return Reservable(value["tpm_per_replica"], value["min_tpm"])
 
 
 def _layout(entry: _Entry) -> Layout:

@@ -5,8 +5,9 @@ The same rows and facts give the same decision; in sync, it holds no action.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from uuid import UUID
 
 from inference.core import conditions as c
@@ -74,6 +75,15 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Meter:
+    """Tell billing that a reservation is `ktpm` from `at` on, None for now; 0 ends it."""
+
+    deployment_id: UUID
+    ktpm: int
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramRoute:
     """Write the endpoint's route; `routed` remembers for what."""
 
@@ -85,7 +95,7 @@ class RemoveRoute:
     """Take the endpoint's route away."""
 
 
-Action = Reserve | PlaceHold | CloseHold | Apply | DeleteWorkload | Probe | ProgramRoute | RemoveRoute
+Action = Reserve | PlaceHold | CloseHold | Apply | DeleteWorkload | Probe | Meter | ProgramRoute | RemoveRoute
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +208,16 @@ def _dismantle(row: EndpointRow) -> Decision:
         Finalizer.METERING: any(item.replicas for item in row.deployments),
         Finalizer.HOLD: any(item.held for item in row.deployments),
     }
-    finalizers = tuple(name for name, stands in left.items() if stands)
-    status = tuple(Condition(name, c.FALSE, c.DELETING, _going(finalizers)) for name in c.TYPES)
+    return going_down(actions, left, row.serving)
+
+
+def going_down(actions: Iterable[Action], left: Mapping[Finalizer, bool], serving: int) -> Decision:
+    """The decision about an endpoint that is being deleted: what is `left` to undo keeps it."""
+    actions, finalizers = tuple(actions), tuple(name for name, stands in left.items() if stands)
+    message = f"still to undo: {', '.join(finalizers)}" if finalizers else "everything is undone"
+    status = tuple(Condition(name, c.FALSE, c.DELETING, message) for name in c.TYPES)
     retry_s = (_ACTION_RETRY_S if actions else _WATCH_RETRY_S) if finalizers else None
-    return Decision(tuple(actions), status, finalizers, row.serving, retry_s)
-
-
-def _going(finalizers: tuple[Finalizer, ...]) -> str:
-    return f"still to undo: {', '.join(finalizers)}" if finalizers else "everything is undone"
+    return Decision(actions, status, finalizers, serving, retry_s)
 
 
 def _take_down(deployment: DeploymentRow) -> Iterator[Action]:

@@ -4,7 +4,7 @@ from inference.core import conditions as c
 from inference.core.conditions import Condition
 from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault
 
-_SUSPENDED = "The tenant's money is used up: top up, and it runs again by itself."
+SUSPENDED_SENTENCE = "The tenant's money is used up: top up, and it runs again by itself."
 
 
 def status_of(row: EndpointRow, routed: str) -> tuple[Condition, ...]:
@@ -34,7 +34,7 @@ def _stopped(row: EndpointRow, deployment: DeploymentRow, route: Condition) -> t
     if reason == c.PAUSED and not empty:
         reason = c.PAUSING
     left = len(deployment.pods)
-    message = _SUSPENDED if reason == c.SUSPENDED else ""
+    message = SUSPENDED_SENTENCE if reason == c.SUSPENDED else ""
     if not empty:
         message = f"{message} {left} pods are still finishing their requests.".lstrip()
     middle = tuple(Condition(name, c.FALSE, reason) for name in c.TYPES[1:5])

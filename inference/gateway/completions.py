@@ -172,7 +172,8 @@ class Completions:
 
     async def _ask(self, job: Job, pod: wire.PodRecord, relay: Relay) -> End:
         address = Address.parse(pod.address)
-        salt = _cache_salt(self._config.pepper, job.grant.key.tenant_id) if job.route.shared else None
+        on_shared = job.route.shared or job.route.tpm
+        salt = _cache_salt(self._config.pepper, job.grant.key.tenant_id) if on_shared else None
         body = bodies.for_engine(
             job.call, served_name=job.route.served_name, max_tokens=job.size.max_tokens, cache_salt=salt
         )

@@ -5,9 +5,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.db.models import Max
+
 from inference.catalogue_files import catalogue
 from inference.core import conditions
 from inference.core import facts as encoding
+from inference.core.catalogue import TPM_STEP
+from inference.core.reserved import ReservedRow
 from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault, ReplicaRow
 from inference.core.words import ReplicaState, Rung
 from inference.core.workload import workload
@@ -21,7 +25,7 @@ from tenants.selectors import quota_limit
 class Loaded:
     """What a pass works on: the values to decide on, the rows they came from, and which facts were read."""
 
-    row: EndpointRow
+    row: EndpointRow | ReservedRow
     endpoint: Endpoint
     deployments: dict[UUID, Deployment]
     read_at: dict[UUID, datetime]
@@ -30,7 +34,10 @@ class Loaded:
 def load(endpoint_id: UUID) -> Loaded:
     """Everything that one pass needs, read without a lock."""
     endpoint = Endpoint.objects.select_related("tenant").get(id=endpoint_id)
-    deployments = list(Deployment.objects.filter(endpoint=endpoint).select_related("pool", "observed").order_by("id"))
+    found = Deployment.objects.filter(endpoint=endpoint).select_related("pool", "observed", "carrier__endpoint")
+    deployments = list(found.order_by("id"))
+    if endpoint.rung == Rung.RESERVED:
+        return Loaded(_reserved_row(endpoint, deployments[0]), endpoint, {deployments[0].id: deployments[0]}, {})
     row = EndpointRow(
         id=endpoint.id,
         generation=endpoint.generation,
@@ -50,6 +57,27 @@ def stop_of(endpoint: Endpoint) -> str:
     if endpoint.tenant.standing == Standing.SUSPENDED:
         return conditions.SUSPENDED
     return conditions.PAUSED if endpoint.paused_at else ""
+
+
+def _reserved_row(endpoint: Endpoint, deployment: Deployment) -> ReservedRow:
+    carrier = deployment.carrier
+    assert carrier is not None
+    seen = Replica.objects.filter(deployment=carrier).aggregate(last=Max("alive_at"))["last"]
+    return ReservedRow(
+        deployment_id=deployment.id,
+        generation=endpoint.generation,
+        stop=stop_of(endpoint),
+        deleting=endpoint.deletion_requested_at is not None,
+        routed=endpoint.routed,
+        conditions=conditions.from_json(endpoint.conditions),
+        ktpm=deployment.tpm // TPM_STEP,
+        metered_ktpm=deployment.metered_ktpm,
+        held=deployment.held,
+        absent=_absent(endpoint, carrier.recipe),
+        carried=conditions.from_json(carrier.endpoint.conditions),
+        serving=carrier.endpoint.serving,
+        ends_at=endpoint.deletion_requested_at or (None if carrier.endpoint.serving else seen),
+    )
 
 
 def _observed(deployment: Deployment) -> Observed | None:
@@ -85,11 +113,10 @@ def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow
 
 def _workload(endpoint: Endpoint, deployment: Deployment) -> WorkloadSpec | Absent:
     pool, known = deployment.pool, catalogue()
-    release, recipe = known.releases.get(endpoint.release), known.recipes.get(deployment.recipe)
-    if release is None or recipe is None:
-        what = f"recipe {deployment.recipe}" if release else f"release {endpoint.release}"
-        why = f"{what} is no longer in the catalogue; delete the endpoint, or ask the operator to bring it back"
+    why = _absent(endpoint, deployment.recipe)
+    if why:
         return Absent(deployment.id, deployment.replicas, why)
+    release, recipe = known.releases[endpoint.release], known.recipes[deployment.recipe]
     engine = pool.engine_images.get(recipe.image or "")
     if engine is None:
         why = f"pool {pool.name} no longer has an engine image for recipe {recipe.id}; ask the operator for it"
@@ -106,6 +133,18 @@ def _workload(endpoint: Endpoint, deployment: Deployment) -> WorkloadSpec | Abse
         weights_root=pool.weights_root,
         counts_cards=bool(pool.resource_name),
     )
+
+
+def _absent(endpoint: Endpoint, recipe: str) -> str:
+    """Which entry the catalogue forgot, in a sentence; "" where it knows both."""
+    known = catalogue()
+    if endpoint.release not in known.releases:
+        what = f"release {endpoint.release}"
+    elif recipe not in known.recipes:
+        what = f"recipe {recipe}"
+    else:
+        return ""
+    return f"{what} is no longer in the catalogue; delete the endpoint, or ask the operator to bring it back"
 
 
 def _is_fresh(deployment: Deployment, stored: Observed | None) -> bool:

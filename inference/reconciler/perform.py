@@ -8,16 +8,16 @@ from uuid import UUID
 from django.db import transaction
 
 from inference import clusters, facts, ports
-from inference.billable import publish_fact
+from inference.billable import publish_fact, publish_reserved
 from inference.clock import database_now
 from inference.core import decide as do
-from inference.core.replicas import FROM
+from inference.core.replicas import FROM, TO
 from inference.core.rows import DELETED, PENDING
 from inference.core.words import ReplicaState
 from inference.models import Deployment, Pool, Replica
 from inference.reconciler.claim import Claim
 from inference.reconciler.load import Loaded
-from inference.services import hold_deployment
+from inference.services import hold_deployment, hold_subject
 from k8s import observe
 from k8s.cluster import Applied, Invalid, Quota, UnreachableError
 from k8s.desired import deployment_refs
@@ -76,7 +76,7 @@ class Performer:
         """Unless intent moved on meanwhile: a resume may have just placed the hold anew."""
         with transaction.atomic():
             if self.claim.stands_at(self.loaded.row.generation):
-                ports.get().hold_close(deployment_id=action.deployment_id)
+                ports.get().hold_close(deployment_id=hold_subject(self._deployment(action.deployment_id)))
                 self._update(action.deployment_id, held=False)
 
     @perform.register
@@ -131,6 +131,19 @@ class Performer:
             if proven:
                 publish_fact(deployment=deployment, pod_uid=action.pod_uid, event=FROM, at=now, from_at=now)
         facts.publish_pods(deployment)
+
+    @perform.register
+    def _meter(self, action: do.Meter) -> None:
+        """Under the claim, from one instant to the next: a reservation's facts neither overlap nor leave a gap."""
+        with transaction.atomic():
+            self.claim.renew()
+            deployment = Deployment.objects.select_related("endpoint").get(id=action.deployment_id)
+            at = max(action.at or database_now(), deployment.metered_at or deployment.endpoint.created_at)
+            if deployment.metered_ktpm:
+                publish_reserved(deployment=deployment, event=TO, ktpm=deployment.metered_ktpm, at=at)
+            if action.ktpm:
+                publish_reserved(deployment=deployment, event=FROM, ktpm=action.ktpm, at=at)
+            self._update(deployment.id, metered_ktpm=action.ktpm, metered_at=at if action.ktpm else None)
 
     @perform.register
     def _program_route(self, action: do.ProgramRoute) -> None:

@@ -9,8 +9,10 @@ from django.db import transaction
 
 from inference import ports
 from inference.clock import database_now
-from inference.core import conditions
+from inference.core import conditions, reserved
 from inference.core.decide import Action, Decision, decide
+from inference.core.reserved import ReservedRow
+from inference.core.rows import EndpointRow
 from inference.models import Deployment
 from inference.reconciler.claim import Claim, StaleClaim, claim
 from inference.reconciler.load import Loaded, load
@@ -40,7 +42,7 @@ def _settle(held: Claim) -> tuple[Loaded, Decision]:
     tried: set[Action] = set()
     for _ in range(MAX_STEPS):
         loaded = load(held.endpoint_id)
-        decision = decide(loaded.row)
+        decision = _decide(loaded.row)
         fresh = [action for action in decision.actions if action not in tried]
         if not fresh:
             break
@@ -52,6 +54,10 @@ def _settle(held: Claim) -> tuple[Loaded, Decision]:
             except ports.Unavailable as error:
                 log.warning("endpoint %s: %s: %s", held.endpoint_id, type(action).__name__, error)
     return loaded, decision
+
+
+def _decide(row: EndpointRow | ReservedRow) -> Decision:
+    return reserved.decide(row) if isinstance(row, ReservedRow) else decide(row)
 
 
 def _record(held: Claim, loaded: Loaded, decision: Decision) -> None:

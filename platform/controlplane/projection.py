@@ -111,7 +111,9 @@ def remove_route(endpoint_id: UUID) -> None:
             return
         record = wire.load_route(raw)
         pipe = client().pipeline(transaction=True)
-        pipe.delete(wire.route(public_id), *(wire.pods(item.deployment_id) for item in record.deployments))
+        pipe.delete(wire.route(public_id))
+        if not record.tpm:  # a reservation's pods are the shared endpoint's
+            pipe.delete(*(wire.pods(item.deployment_id) for item in record.deployments))
         pipe.srem(wire.endpoints(record.tenant_id), public_id)
         if record.shared:
             pipe.hdel(wire.SHARED, record.model)

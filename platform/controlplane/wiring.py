@@ -10,6 +10,7 @@ def connect() -> None:
     ports.connect(
         ports.Ports(
             hold_place=billing.hold_place,
+            reserved_hold_place=billing.reserved_hold_place,
             hold_close=billing.hold_close,
             route_project=projection.project_route,
             route_remove=projection.remove_route,

@@ -41,6 +41,11 @@ class Neighbours:
             raise Problem(INSUFFICIENT_BALANCE, "top up")
         self.held[deployment_id] = accelerator_seconds
 
+    def reserved_hold_place(self, *, tenant_id, endpoint_id, sku, region, ktpm):
+        if self.poor:
+            raise Problem(INSUFFICIENT_BALANCE, "top up")
+        self.held[endpoint_id] = ktpm
+
     def hold_close(self, *, deployment_id):
         self.closed.append(deployment_id)
 
@@ -72,6 +77,7 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> Iterator[Neighbours]:
     ports.connect(
         ports.Ports(
             hold_place=found.hold_place,
+            reserved_hold_place=found.reserved_hold_place,
             hold_close=found.hold_close,
             route_project=found.route_project,
             route_remove=found.route_remove,

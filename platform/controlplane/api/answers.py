@@ -25,6 +25,7 @@ def endpoint(view: EndpointView) -> dict[str, Any]:
         "visibility": view.visibility,
         "region": view.region,
         "replicas": view.replicas,
+        "tpm": view.tpm,
         "serving": view.serving,
         "generation": view.generation,
         "observed_generation": view.observed_generation,
@@ -67,6 +68,13 @@ def release(view: ReleaseView) -> dict[str, Any]:
             for pool in view.pools
         ],
         "skus": sorted(view.skus.values()),
+        "reservable": {
+            "min_tpm": view.offer.min_tpm,
+            "total_tpm": view.offer.total_tpm,
+            "free_tpm": view.offer.free_tpm,
+        }
+        if view.offer
+        else None,
         "source": list(view.release.source),
     }
 

@@ -7,7 +7,7 @@ from tenants.models import Scope
 
 
 class EndpointCreateIn(serializers.Serializer[dict[str, object]]):
-    """`region` defaults to this installation's."""
+    """`region` defaults to this installation's. `tpm` is for rung reserved: tokens a minute to keep."""
 
     name = serializers.CharField(max_length=200)
     release = serializers.CharField(max_length=200)
@@ -15,10 +15,20 @@ class EndpointCreateIn(serializers.Serializer[dict[str, object]]):
     region = serializers.CharField(max_length=64, required=False)
     accelerator = serializers.CharField(max_length=64, required=False, allow_null=True, default=None)
     replicas = serializers.IntegerField(default=1)
+    tpm = serializers.IntegerField(default=0, min_value=0)
 
 
 class EndpointScaleIn(serializers.Serializer[dict[str, object]]):
-    replicas = serializers.IntegerField()
+    """One of the two: `tpm` of a reservation, `replicas` of any other endpoint."""
+
+    replicas = serializers.IntegerField(required=False)
+    tpm = serializers.IntegerField(required=False, min_value=0)
+
+    def validate(self, attrs: dict[str, object]) -> dict[str, object]:
+        """The field that was sent. ValidationError for none and for both."""
+        if len(attrs) != 1:
+            raise serializers.ValidationError({"replicas": ["send replicas, or tpm for a reservation"]})
+        return attrs
 
 
 class ApiKeyCreateIn(serializers.Serializer[dict[str, object]]):

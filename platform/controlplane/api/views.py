@@ -108,16 +108,15 @@ class EndpointDetail(APIView):
 
 
 class EndpointScale(APIView):
-    """Change how many replicas run."""
+    """Change how many replicas run, or how many tokens a minute are reserved."""
 
     @extend_schema(operation_id="endpoint_scale", request=EndpointScaleIn, responses=ACCEPTED)
     def post(self, request: Request, endpoint_id: str) -> Response:
         def act() -> Response:
             wanted = _checked(EndpointScaleIn, request.data)
+            change = services.endpoint_reserve if "tpm" in wanted else services.endpoint_scale
             endpoint = _own(request, endpoint_id)
-            return _accepted(
-                request, services.endpoint_scale(endpoint=endpoint, actor=principal(request).name, **wanted)
-            )
+            return _accepted(request, change(endpoint=endpoint, actor=principal(request).name, **wanted))
 
         return once(request, act)
 

@@ -73,6 +73,18 @@ def test_tenants_of_a_shared_endpoint_have_different_cache_salts(world: World, d
     assert len(salts) == 2
 
 
+def test_a_reservation_on_shared_engines_shows_its_tenants_prefixes_to_nobody(
+    world: World, door: Gateway, engine: Engine
+) -> None:
+    salts = set()
+    for _ in range(2):
+        tenant = world.tenant()
+        route = world.endpoint(tenant, engine.address, tpm=40_000)
+        assert door.chat(tenant, route.endpoint_id).status_code == 200
+        salts.add(engine.asked[-1]["cache_salt"])
+    assert len(salts) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "with_usage", "last_with_usage"),
     [
