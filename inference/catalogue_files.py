@@ -67,6 +67,7 @@ def with_local_model(known: Catalogue, folder: Path) -> Catalogue:
         release=LOCAL_RELEASE,
         args=_with_length(recipe.args, length),
         max_model_len=length,
+        reservable=None,
     )
     return Catalogue(
         {**known.releases, LOCAL_RELEASE: release}, {**known.recipes, LOCAL_RECIPE: own}, known.accelerators

@@ -24,7 +24,7 @@ from inference.pools import CPU_ACCELERATOR, pool_ensure_local
 from inference.selectors import sku_of
 from kernel import money
 from kernel.clock import utcnow
-from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
+from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, KTPM_DAY, OUT, Rate, Sheet
 from tenants.models import Role, Scope, Tenant, TenantKind
 from tenants.services import member_add, tenant_create
 
@@ -34,9 +34,12 @@ TEST_RELEASE = "tiny-deepseek"
 USERNAME = "demo"
 CREDIT = "100"
 HOUR_S = 3600
-# Demo prices: per token in pico-dollars (0.003, 0.15 and 0.60 dollars a million), a CPU pool at 0.35 dollars an hour.
+# Demo prices: per token in pico-dollars (0.003, 0.15 and 0.60 dollars a million), a CPU pool at 0.35 dollars an hour,
+# a thousand reserved tokens a minute at 0.40 dollars a day. Where time or room is bought, tokens cost nothing.
 TOKENS = {IN_HIT: Rate(3_000), IN_MISS: Rate(150_000), OUT: Rate(600_000)}
-CPU_HOUR = {ACCEL_SECOND: Rate(350_000_000_000, HOUR_S), IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0)}
+NO_TOKENS = {IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0)}
+CPU_HOUR = {ACCEL_SECOND: Rate(350_000_000_000, HOUR_S), **NO_TOKENS}
+RESERVED_DAY = {KTPM_DAY: Rate(400_000_000_000), **NO_TOKENS}
 
 
 class Command(BaseCommand):
@@ -61,6 +64,7 @@ def publish_prices(release: str, region: str) -> None:
     """A public sheet per rung, in force from a minute ago."""
     skus = {
         sku_of(release, Rung.SHARED, ""): TOKENS,
+        sku_of(release, Rung.RESERVED, ""): RESERVED_DAY,
         sku_of(release, Rung.DEDICATED, CPU_ACCELERATOR): CPU_HOUR,
     }
     now = utcnow()
