@@ -151,12 +151,18 @@ def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
         return
     if deployment.paid and not deployment.held and wanted:
         yield PlaceHold(deployment.id)
-    share = _share(deployment, wanted)
+    run = _runnable(row, deployment)
+    spec = replace(deployment.workload, generation=row.generation, replicas=run)
+    is_update = bool(run) and _runs_something_else(deployment, spec)
+    share = _share(deployment, wanted, is_update=is_update)
     if share != deployment.reserved:
         yield Reserve(deployment.id, share)
-    run = _runnable(row, deployment)
+    if is_update and share > deployment.reserved:
+        # Its accelerators come first: applied without them, an update ends an old replica before a new one is ready.
+        return
     if run or deployment.applied:
-        yield from _apply(row, deployment, deployment.workload, run)
+        has_spare = deployment.reserved >= (run + 1) * deployment.accelerators
+        yield from _apply(deployment, replace(spec, surge=is_update and has_spare))
     for item in deployment.replicas:
         if wanted and not item.proven and item.pod_uid in deployment.open_pods:
             yield Probe(deployment.id, item.pod_uid)
@@ -164,9 +170,20 @@ def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
         yield CloseHold(deployment.id)
 
 
-def _share(deployment: DeploymentRow, wanted: int) -> int:
-    """Accelerators to hold: what is wanted, and never less than what pods still sit on."""
+def _runs_something_else(deployment: DeploymentRow, spec: WorkloadSpec) -> bool:
+    """Whether a pod that is to go on was made by another template."""
+    spec_hash = deployment_objects(spec, deployment.pool)[0]["metadata"]["labels"][SPEC_HASH_LABEL]
+    return any(pod.spec_hash != spec_hash and not pod.terminating for pod in deployment.pods)
+
+
+def _share(deployment: DeploymentRow, wanted: int, *, is_update: bool) -> int:
+    """Accelerators to hold: what is wanted, and never less than what pods still sit on.
+
+    While an update replaces replicas, one replica's more, where the pool has them.
+    """
     needed = wanted * deployment.accelerators
+    if is_update and (deployment.reserved > needed or deployment.pool_free >= deployment.accelerators):
+        needed += deployment.accelerators
     if deployment.reserved <= needed:
         return needed
     if not deployment.applied:
@@ -176,8 +193,7 @@ def _share(deployment: DeploymentRow, wanted: int) -> int:
     return min(deployment.reserved, max(needed, len(deployment.pods) * deployment.accelerators))
 
 
-def _apply(row: EndpointRow, deployment: DeploymentRow, workload: WorkloadSpec, run: int) -> Iterator[Action]:
-    spec = replace(workload, generation=row.generation, replicas=run)
+def _apply(deployment: DeploymentRow, spec: WorkloadSpec) -> Iterator[Action]:
     objects = deployment_objects(spec, deployment.pool)
     manifests = json.dumps(tenant_objects(deployment.tenant, deployment.region) + objects, sort_keys=True)
     digest = hashlib.sha256(manifests.encode()).hexdigest()

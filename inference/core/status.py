@@ -127,9 +127,11 @@ def _serving_reason(row: EndpointRow, deployment: DeploymentRow, before: Conditi
     settled = deployment.seen is not None and deployment.seen.settled
     if full and settled:
         return c.SERVING
-    changing = before is not None and before.reason in {c.UPDATING, c.UPDATE_FAILED}
-    if before is not None and before.status == c.TRUE and row.observed_generation != row.generation:
-        changing = True
+    seen = deployment.seen
+    changing = seen is not None and any(pod.spec_hash != seen.spec_hash for pod in seen.pods)
+    if before is not None:
+        changing |= before.reason in {c.UPDATING, c.UPDATE_FAILED}
+        changing |= before.status == c.TRUE and row.observed_generation != row.generation
     if not changing:
         return c.SERVING if full else c.DEGRADED
     ill = any(pod.reason in c.LASTING for pod in deployment.pods)

@@ -172,6 +172,7 @@ def _tenant_spec(endpoint: Endpoint) -> TenantSpec:
     """The same for every deployment of a tenant in a region: the namespace's quota follows the tenant's."""
     limit = quota_limit(endpoint.tenant_id, "accelerators")
     names = Pool.objects.filter(region=endpoint.region).exclude(resource_name="")
-    resources: dict[Any, int] = dict.fromkeys(names.values_list("resource_name", flat=True), limit)
-    # Twice, so that a replacement may start beside a pod that is still ending.
+    # Twice, so that a replacement may start beside a pod that still serves or is ending; what a tenant may have in
+    # all is decided before, here the namespace stops what got past that.
+    resources: dict[Any, int] = dict.fromkeys(names.values_list("resource_name", flat=True), 2 * limit)
     return TenantSpec(tenant_id=endpoint.tenant_id, pods=2 * max(limit, 1), accelerators=resources)

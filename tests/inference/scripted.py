@@ -3,15 +3,17 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from uuid import uuid4
 
 from k8s.cluster import Applied, Change, Object, Ref, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
 from k8s.ownership import owned
+from k8s.local.rollout import new_pod, plan
 
 
 class ScriptedCluster:
-    """Implements `Cluster`; `step` does what controllers and a node would do."""
+    """Implements `Cluster`; `step` does what controllers and a node would do, by the local cluster's own rules."""
 
     def __init__(self) -> None:
         self.objects: dict[Ref, Object] = {}
@@ -61,43 +63,39 @@ class ScriptedCluster:
         """Nothing was printed."""
         return ""
 
-    def step(self, *, ready: bool = True) -> None:
-        """Pods that are to end are gone, missing ones exist, all are ready (or none)."""
+    def step(self, *, ready: bool = True, broken: str = "") -> None:
+        """Pods that are to end are gone, missing ones exist, all are ready (or none); `broken` is an image that
+        ends by itself.
+        """
         for ref in [ref for ref, pod in self.pods.items() if "deletionTimestamp" in pod["metadata"]]:
             del self.pods[ref]
         for item in self.objects.values():
             if item["kind"] == "Deployment":
-                self._fill(item)
+                self._roll(item)
         for pod in self.pods.values():
-            self._set_ready(pod, ready)
+            self._set_state(pod, ready=ready, ended=pod["spec"]["containers"][0]["image"] == broken)
 
     def kill_pods(self) -> None:
         """All pods vanish without a word."""
         self.pods.clear()
 
-    def _fill(self, item: Object) -> None:
-        namespace = item["metadata"]["namespace"]
-        own = [ref for ref in self.pods if ref.namespace == namespace and ref.name.startswith(item["metadata"]["name"])]
-        for ref in own[item["spec"]["replicas"] :]:
-            del self.pods[ref]
-        for _ in range(item["spec"]["replicas"] - len(own)):
-            template, uid = item["spec"]["template"], str(uuid4())
-            pod = {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "namespace": namespace,
-                    "name": f"{item['metadata']['name']}-{uid[-5:]}",
-                    "uid": uid,
-                    "labels": template["metadata"]["labels"],
-                },
-                "spec": {**template["spec"], "nodeName": "node-1"},
-                "status": {"phase": "Running", "podIP": f"127.9.9.{next(self._ips)}"},
-            }
+    def _roll(self, item: Object) -> None:
+        name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
+        own = {ref: pod for ref, pod in self.pods.items() if ref.namespace == namespace and ref.name.startswith(name)}
+        planned = plan(item, list(own.values()))
+        for pod in planned.end:
+            del self.pods[Ref.of(pod)]
+        for _ in range(planned.create):
+            uid = str(uuid4())
+            owner = {**item, "metadata": {**item["metadata"], "uid": name}}
+            pod = new_pod(owner, uid=uid, suffix=uid[-5:], now=datetime(2026, 11, 24, 12, tzinfo=UTC))
+            pod["spec"] = {**pod["spec"], "nodeName": "node-1"}
+            pod["status"] = {"phase": "Running", "podIP": f"127.9.9.{next(self._ips)}"}
             self.pods[Ref.of(pod)] = pod
 
-    def _set_ready(self, pod: Object, ready: bool) -> None:
-        state = {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
+    def _set_state(self, pod: Object, *, ready: bool, ended: bool) -> None:
+        ready = ready and not ended
+        state = {"terminated": {"exitCode": 1}} if ended else {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
         pod["status"]["conditions"] = [{"type": "Ready", "status": "True" if ready else "False"}]
         pod["status"]["containerStatuses"] = [
             {"name": "engine", "ready": ready, "started": ready, "restartCount": 0, "state": state}

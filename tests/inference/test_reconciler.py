@@ -9,6 +9,7 @@ from inference.clock import database_now
 from inference.core.words import Phase, ReplicaState
 from inference.facts import record
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
+from inference.pools import endpoints_revisit
 from inference.reconciler import perform, run
 from inference.reconciler.claim import StaleClaim, claim
 from inference.reconciler.run import reconcile
@@ -453,6 +454,78 @@ def test_drift_is_found_by_a_listing_and_repaired(harbour, tenant):
     assert endpoint.id in set(due())
     reconcile(endpoint.id)
     assert harbour.cluster.objects[ref]["spec"]["replicas"] == 1
+
+
+NEW_IMAGE = "engine.moorage.local/vllm-cpu:0.33.0"
+
+
+def images(harbour) -> list[str]:
+    return sorted(pod["spec"]["containers"][0]["image"] for pod in harbour.cluster.pods.values())
+
+
+def bring_new_image(harbour) -> None:
+    known = {"engine.moorage.local/vllm-cpu": {"image": NEW_IMAGE, "version": "0.33.0"}}
+    Pool.objects.filter(id=harbour.pool.id).update(engine_images=known)
+    endpoints_revisit(harbour.pool)
+
+
+def one_round(harbour, **step) -> None:
+    sweep()
+    harbour.cluster.step(**step)
+    harbour.look()
+    sweep()
+
+
+def test_an_update_surges_where_accelerators_are_free(harbour, tenant, neighbours):
+    endpoint = create(tenant, replicas=2)
+    harbour.settle(endpoint)
+    bring_new_image(harbour)
+    served, most = [], 0
+    for _ in range(8):
+        one_round(harbour)
+        served.append(len([pod for pod in neighbours.pods[deployment_of(endpoint).id] if pod.state == "serving"]))
+        most = max(most, Pool.objects.get(id=harbour.pool.id).reserved)
+    assert min(served) >= 2
+    assert images(harbour) == [NEW_IMAGE, NEW_IMAGE]
+    assert phase(endpoint) is Phase.RUNNING
+    assert (most, Pool.objects.get(id=harbour.pool.id).reserved) == (3, 2)
+    assert endpoint.id not in set(due())
+
+
+def test_an_update_recreates_where_no_accelerator_is_free(harbour, tenant, neighbours):
+    Pool.objects.filter(id=harbour.pool.id).update(capacity=2)
+    endpoint = create(tenant, replicas=2)
+    harbour.settle(endpoint)
+    bring_new_image(harbour)
+    counts = []
+    for _ in range(8):
+        one_round(harbour)
+        counts.append(len(harbour.cluster.pods))
+    assert max(counts) == 2
+    assert min(counts) == 1
+    assert images(harbour) == [NEW_IMAGE, NEW_IMAGE]
+    assert phase(endpoint) is Phase.RUNNING
+
+
+def test_an_update_whose_engine_never_answers_leaves_the_old_replicas_serving(harbour, tenant, neighbours):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    (old,) = harbour.cluster.pods.values()
+    bring_new_image(harbour)
+    for _ in range(4):
+        one_round(harbour, broken=NEW_IMAGE)
+    assert len(harbour.cluster.pods) == 2
+    assert [pod.pod_uid for pod in neighbours.pods[deployment_of(endpoint).id]] == [old["metadata"]["uid"]]
+    assert phase(endpoint) is Phase.UPDATE_FAILED
+    assert [fact["event"] for fact in events(endpoint)] == ["from"]
+    # The way back is an update as well.
+    Pool.objects.filter(id=harbour.pool.id).update(engine_images=harbour.pool.engine_images)
+    endpoints_revisit(harbour.pool)
+    for _ in range(4):
+        one_round(harbour, broken=NEW_IMAGE)
+    assert [pod["metadata"]["uid"] for pod in harbour.cluster.pods.values()] == [old["metadata"]["uid"]]
+    assert phase(endpoint) is Phase.RUNNING
+    assert Pool.objects.get(id=harbour.pool.id).reserved == 1
 
 
 @pytest.mark.parametrize(

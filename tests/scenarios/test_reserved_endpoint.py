@@ -34,7 +34,7 @@ def test_a_tenant_keeps_a_share_of_the_shared_engine_and_pays_for_the_day(moorag
     free = release["reservable"]["free_tpm"]
     wanted = {"name": "kept", "rung": "reserved", "release": shared, "tpm": free + 1000}
     refusal = moorage.call("POST", "/endpoints", wanted)
-    assert (refusal.status, refusal.body["param"]) == (HTTPStatus.CONFLICT, "tpm")
+    assert (refusal.status, refusal.body["param"]) == (HTTPStatus.UNPROCESSABLE_ENTITY, "tpm")
     assert f"{free} of the {free} tokens a minute" in refusal.body["detail"]
 
     engines = moorage.engines()
