@@ -1,6 +1,6 @@
 """Conditions of an endpoint and the customer's word derived from them. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -67,6 +67,55 @@ def from_json(stored: Iterable[Mapping[str, Any]]) -> tuple[Condition, ...]:
     return tuple(Condition(item["type"], item["status"], item["reason"], item["message"]) for item in stored)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the phase is read from. `current`: the reconciler has seen the newest generation."""
+
+    known: Mapping[str, Condition]
+    paused: bool
+    suspended: bool
+    deleting: bool
+    archived: bool
+    current: bool
+
+    def why(self, name: str = READY) -> str:
+        """The reason of a condition."""
+        return self.known[name].reason
+
+    def is_(self, name: str, status: str) -> bool:
+        """Whether a condition has that status."""
+        return self.known[name].status == status
+
+    @property
+    def serves(self) -> bool:
+        """Customers reach a replica."""
+        return self.is_(READY, TRUE)
+
+
+# The first row that holds gives the customer's word.
+_PHASES: tuple[tuple[Phase, Callable[[_Look], bool]], ...] = (
+    (Phase.DELETED, lambda look: look.archived),
+    (Phase.DELETING, lambda look: look.deleting),
+    (Phase.SUSPENDED, lambda look: look.suspended),
+    (Phase.REQUESTED, lambda look: READY not in look.known),
+    (Phase.PAUSED, lambda look: look.paused and look.why() == PAUSED),
+    (Phase.PAUSING, lambda look: look.paused),
+    (Phase.DEGRADED, lambda look: look.serves and look.why() == DEGRADED),
+    (Phase.UPDATE_FAILED, lambda look: look.serves and look.why() == UPDATE_FAILED),
+    (Phase.UPDATING, lambda look: look.serves and (look.why() == UPDATING or not look.current)),
+    (Phase.RUNNING, lambda look: look.serves),
+    (Phase.SCALED_TO_ZERO, lambda look: look.why() == SCALED_TO_ZERO),
+    # A stop that has been lifted, until the next pass.
+    (Phase.PROVISIONING, lambda look: look.why() in {PAUSED, PAUSING, SUSPENDED}),
+    (Phase.FAILED, lambda look: look.is_(ACCEPTED, FALSE) or look.why(ENGINE_READY) in LASTING),
+    (Phase.WAITING_CAPACITY, lambda look: look.is_(CAPACITY_RESERVED, FALSE) or look.is_(SCHEDULED, FALSE)),
+    (Phase.WAKING, lambda look: look.why() == WAKING),
+    (Phase.DEGRADED, lambda look: look.why() == RECOVERING),
+    (Phase.LOADING, lambda look: look.is_(SCHEDULED, TRUE)),
+    (Phase.PROVISIONING, lambda look: True),
+)
+
+
 def phase(
     conditions: Sequence[Condition],
     *,
@@ -77,33 +126,12 @@ def phase(
     current: bool,
 ) -> Phase:
     """The customer's word. `current` says that the reconciler has seen the newest generation."""
-    if archived:
-        return Phase.DELETED
-    if deleting:
-        return Phase.DELETING
-    if suspended:
-        return Phase.SUSPENDED
-    known = {item.type: item for item in conditions}
-    if READY not in known:
-        return Phase.REQUESTED
-    ready = known[READY]
-    if paused:
-        return Phase.PAUSED if ready.reason == PAUSED else Phase.PAUSING
-    if ready.status == TRUE:
-        words = {DEGRADED: Phase.DEGRADED, UPDATE_FAILED: Phase.UPDATE_FAILED, UPDATING: Phase.UPDATING}
-        return words.get(ready.reason, Phase.RUNNING if current else Phase.UPDATING)
-    return _phase_unready(known, ready)
-
-
-def _phase_unready(known: Mapping[str, Condition], ready: Condition) -> Phase:
-    if ready.reason == SCALED_TO_ZERO:
-        return Phase.SCALED_TO_ZERO
-    if known[ACCEPTED].status == FALSE or known[ENGINE_READY].reason in LASTING:
-        return Phase.FAILED
-    if FALSE in {known[CAPACITY_RESERVED].status, known[SCHEDULED].status}:
-        return Phase.WAITING_CAPACITY
-    if ready.reason == WAKING:
-        return Phase.WAKING
-    if ready.reason == RECOVERING:
-        return Phase.DEGRADED
-    return Phase.LOADING if known[SCHEDULED].status == TRUE else Phase.PROVISIONING
+    look = _Look(
+        known={item.type: item for item in conditions},
+        paused=paused,
+        suspended=suspended,
+        deleting=deleting,
+        archived=archived,
+        current=current,
+    )
+    return next(word for word, holds in _PHASES if holds(look))

@@ -27,6 +27,7 @@ TABLE = [
     (Phase.WAITING_CAPACITY, unready(CapacityReserved=(c.FALSE, "NoRoom")), {}),
     (Phase.WAITING_CAPACITY, unready(Scheduled=(c.FALSE, "Unschedulable")), {}),
     (Phase.PROVISIONING, unready(Scheduled=(c.UNKNOWN, "NoPodYet"), EngineReady=(c.UNKNOWN, "NoPodYet")), {}),
+    (Phase.PROVISIONING, unready(c.PAUSED, CapacityReserved=(c.FALSE, c.PAUSED)), {}),
     (Phase.LOADING, unready(EngineReady=(c.UNKNOWN, "Starting")), {}),
     (Phase.LOADING, unready("Proving"), {}),
     (Phase.RUNNING, status(), {}),

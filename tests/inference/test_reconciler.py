@@ -659,3 +659,68 @@ def test_a_pool_that_lost_its_engine_image_says_so(harbour, tenant):
     assert phase(endpoint) is Phase.FAILED
     assert f"pool {harbour.pool.name} no longer has an engine image" in endpoint_view(endpoint).message
     assert harbour.cluster.writes == 0
+
+
+def test_a_life_reaches_every_phase(harbour, tenant):
+    seen: list[Phase] = []
+
+    def note(endpoint: Endpoint) -> None:
+        if phase(endpoint) not in seen:
+            seen.append(phase(endpoint))
+
+    def rounds(endpoint: Endpoint, **step) -> None:
+        for _ in range(5):
+            note(endpoint)
+            reconcile(endpoint.id)
+            note(endpoint)
+            harbour.cluster.step(**step)
+            harbour.look()
+
+    endpoint = create(tenant)
+    rounds(endpoint, ready=False)
+    rounds(endpoint)
+    harbour.cluster.kill_pods()
+    harbour.look()
+    rounds(endpoint)
+    bring_new_image(harbour)
+    rounds(endpoint, broken=NEW_IMAGE)
+    rounds(endpoint)
+    endpoint_scale(endpoint=endpoint, actor="test", replicas=0)
+    rounds(endpoint)
+    endpoint_scale(endpoint=endpoint, actor="test", replicas=1)
+    rounds(endpoint, ready=False)
+    rounds(endpoint)
+    endpoint_pause(endpoint=endpoint, actor="test")
+    rounds(endpoint)
+    endpoint_resume(endpoint=endpoint, actor="test")
+    rounds(endpoint)
+    standing_set(tenant_id=tenant.id, standing=Standing.SUSPENDED, actor="test")
+    rounds(endpoint)
+    standing_set(tenant_id=tenant.id, standing=Standing.ACTIVE, actor="test")
+    Pool.objects.filter(id=harbour.pool.id).update(capacity=0)
+    rounds(endpoint)
+    Pool.objects.filter(id=harbour.pool.id).update(capacity=6)
+    harbour.cluster.fault = Invalid("spec.x is unknown")
+    rounds(endpoint)
+    harbour.cluster.fault = None
+    endpoint_delete(endpoint=endpoint, actor="test")
+    rounds(endpoint)
+    assert seen == [
+        Phase.REQUESTED,
+        Phase.PROVISIONING,
+        Phase.LOADING,
+        Phase.RUNNING,
+        Phase.DEGRADED,
+        Phase.UPDATE_FAILED,
+        Phase.UPDATING,
+        Phase.SCALED_TO_ZERO,
+        Phase.WAKING,
+        Phase.PAUSING,
+        Phase.PAUSED,
+        Phase.SUSPENDED,
+        Phase.WAITING_CAPACITY,
+        Phase.FAILED,
+        Phase.DELETING,
+        Phase.DELETED,
+    ]
+    assert set(seen) == set(Phase)
