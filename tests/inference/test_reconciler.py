@@ -1,8 +1,10 @@
 """The reconciler on real PostgreSQL and a scripted cluster: the way up, the way down, and every drill."""
 
+import threading
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.db.models import Sum
 
 from inference.clock import database_now
@@ -21,6 +23,7 @@ from kernel import ids
 from kernel.problems import Problem
 from tenants.models import Outbox, Standing
 from tenants.services import standing_set
+from tests.conftest import as_role
 from tests.inference.conftest import create
 
 
@@ -139,7 +142,7 @@ def test_the_sweep_alone_brings_an_endpoint_up_and_down(harbour, tenant, neighbo
     assert harbour.cluster.pods == {}
 
 
-def test_a_worker_killed_between_apply_and_record_is_healed_by_the_next_pass(harbour, tenant, monkeypatch):
+def test_fault_32_a_worker_killed_between_apply_and_record_is_healed_by_the_next_pass(harbour, tenant, monkeypatch):
     endpoint = create(tenant)
 
     def die(*_: object) -> None:
@@ -159,7 +162,7 @@ def test_a_worker_killed_between_apply_and_record_is_healed_by_the_next_pass(har
     assert len([ref for ref in harbour.cluster.objects if ref.kind == "Deployment"]) == 1
 
 
-def test_a_worker_killed_in_the_apply_itself_leaves_no_orphan(harbour, tenant, monkeypatch):
+def test_fault_32_a_worker_killed_in_the_apply_itself_leaves_no_orphan(harbour, tenant, monkeypatch):
     endpoint = create(tenant)
     apply = harbour.cluster.apply
 
@@ -211,7 +214,50 @@ def test_two_workers_at_once_make_one_pass(harbour, tenant):
     assert reconcile(endpoint.id) is False
 
 
-def test_a_delete_while_provisioning_undoes_everything_and_bills_nothing(harbour, tenant, neighbours):
+def test_four_workers_at_once_do_what_one_does(harbour, tenant, neighbours, migrated_database):
+    endpoints = [create(tenant, name=f"e{number}") for number in range(6)]
+    finished: list[bool] = []
+
+    def work(start: threading.Barrier) -> None:
+        with as_role("system"):
+            start.wait(timeout=30)
+            for endpoint in endpoints:
+                reconcile(endpoint.id)
+        connection.close()
+        finished.append(True)
+
+    for _ in range(3):
+        start = threading.Barrier(4)
+        workers = [threading.Thread(target=work, args=(start,)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        harbour.cluster.step()
+        harbour.look()
+    assert len(finished) == 12
+    assert [phase(endpoint) for endpoint in endpoints] == [Phase.RUNNING] * 6
+    kinds = [ref.kind for ref in harbour.cluster.objects]
+    assert kinds.count("Deployment") == len(harbour.cluster.pods) == 6
+    # Nothing was written twice: what exists is what was written.
+    assert harbour.cluster.writes == len(harbour.cluster.objects)
+    assert [len(events(endpoint)) for endpoint in endpoints] == [1] * 6
+    assert Pool.objects.get(id=harbour.pool.id).reserved == 6
+
+
+def test_a_worker_that_comes_back_after_its_claim_expired_writes_nothing(harbour, tenant):
+    endpoint = create(tenant)
+    late = claim(endpoint.id)
+    expire_claims()
+    assert reconcile(endpoint.id) is True
+    for write in (late.renew, late.release, lambda: late.write(routed="x")):
+        with pytest.raises(StaleClaim):
+            write()
+    endpoint.refresh_from_db()
+    assert (endpoint.routed, endpoint.lock_token) == ("1:run", None)
+
+
+def test_fault_35_a_delete_while_provisioning_undoes_everything_and_bills_nothing(harbour, tenant, neighbours):
     endpoint = create(tenant)
     reconcile(endpoint.id)
     harbour.cluster.step(ready=False)
@@ -366,12 +412,13 @@ def test_fault_33_a_pod_that_nobody_saw_for_a_slot_is_not_billed_meanwhile_and_s
     assert phase(endpoint) is Phase.RUNNING
 
 
-def test_a_full_pool_makes_the_next_endpoint_wait_until_room_appears(harbour, tenant):
+def test_fault_34_a_full_pool_makes_the_next_endpoint_wait_until_room_appears(harbour, tenant):
     Pool.objects.filter(id=harbour.pool.id).update(capacity=1)
     first, second = create(tenant), create(tenant, name="second")
     harbour.settle(first)
     harbour.settle(second)
     assert (phase(first), phase(second)) == (Phase.RUNNING, Phase.WAITING_CAPACITY)
+    assert events(second) == []
     assert "0 accelerators free and 1 more are needed" in condition(second, "CapacityReserved")["message"]
     endpoint_delete(endpoint=first, actor="test")
     harbour.settle(first)

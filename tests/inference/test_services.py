@@ -99,7 +99,9 @@ def test_the_accelerator_quota_counts_replicas(harbour, tenant):
     assert "0 of 3 are left" in problem.detail
 
 
-def test_fifty_creates_at_once_with_a_quota_of_one_make_one(harbour, tenant, migrated_database, django_db_blocker):
+def test_fault_67_fifty_creates_at_once_with_a_quota_of_one_make_one(
+    harbour, tenant, migrated_database, django_db_blocker
+):
     limit(tenant, "endpoints", 1)
     results: list[str] = []
     ready = threading.Barrier(50)
