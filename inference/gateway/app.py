@@ -14,6 +14,7 @@ from inference.gateway.admission import Admission
 from inference.gateway.completions import Completions
 from inference.gateway.config import Address, Config
 from inference.gateway.core.limits import recovered_corrections
+from inference.gateway.counting import Counting
 from inference.gateway.flights import Flights
 from inference.gateway.internal import Internal
 from inference.gateway.journal import Journal
@@ -54,17 +55,25 @@ class App:
         self._flights = Flights()
         self._meter_knows = False
         metrics = Metrics()
+        router = Router(self._projection, config.wait_s)
+        counting = Counting(
+            config=config,
+            projection=self._projection,
+            admission=self._admission,
+            router=router,
+            pool=self._pool,
+        )
         completions = Completions(
             config=config,
             projection=self._projection,
             admission=self._admission,
-            router=Router(self._projection, config.wait_s),
+            router=router,
             pool=self._pool,
             journal=self._journal,
             flights=self._flights,
             metrics=metrics,
         )
-        self._public = Public(config=config, projection=self._projection, completions=completions)
+        self._public = Public(config=config, projection=self._projection, completions=completions, counting=counting)
         internal = Internal(
             config=config,
             boots={b.boot_id: b for b in (*boots, self._journal.log)},

@@ -5,6 +5,7 @@ from inference.gateway.reader import Request
 from kernel import keys, wire
 from kernel.problems import INVALID_API_KEY, Problem
 
+MESSAGES = "/v1/messages"
 _NO_DIGEST = bytes(32)
 
 
@@ -17,6 +18,8 @@ def presented(request: Request) -> keys.ParsedKey:
             "Authorization header.",
         )
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    if not scheme and request.path.startswith(MESSAGES):
+        scheme, text = "bearer", request.headers.get("x-api-key", "")  # where Anthropic's clients put it
     if scheme.lower() != "bearer" or not text:
         raise Problem(INVALID_API_KEY, "Send an API key in the header `Authorization: Bearer moorage_…`.")
     key = keys.parse(text.strip())

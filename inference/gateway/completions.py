@@ -11,10 +11,8 @@ from inference.gateway import authn, engine_errors, http_head
 from inference.gateway.admission import Admission, Ask
 from inference.gateway.config import Address, Config
 from inference.gateway.core import request as bodies
-from inference.gateway.core import usage
 from inference.gateway.core.limits import corrections
 from inference.gateway.core.quote import Quote, affordable_tokens, quote
-from inference.gateway.core.request import Usage
 from inference.gateway.core.usage import Counts
 from inference.gateway.flights import Flight, Flights
 from inference.gateway.job import Job
@@ -25,19 +23,18 @@ from inference.gateway.reader import Request
 from inference.gateway.relay import End, Relay, StreamRelay
 from inference.gateway.routing import Router, not_found, visible
 from inference.gateway.server import ClientGone, Connection
+from inference.gateway.surfaces import SURFACES
 from inference.gateway.upstream import Pool, request_bytes
 from kernel import keys, wire
 from kernel.pricing import Unrated
 from kernel.problems import ENGINE_ERROR, UNRATED, Problem
 from kernel.usage import ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED
 
-CHAT = "/v1/chat/completions"
-TEXT = "/v1/completions"
 ATTEMPTS = 2
 
 
 class Completions:
-    """Handler of both completion routes."""
+    """Handler of every route of SURFACES."""
 
     def __init__(
         self,
@@ -81,7 +78,7 @@ class Completions:
         presented = authn.presented(request)
 
         key = await self._key(presented)
-        call = bodies.parse(request.body, chat=request.path == CHAT)
+        call = SURFACES[request.path].parse(request.body)
         route = await self._router.endpoint(key, call.model)
         size = bodies.size(call, route.max_model_len)
         deployment = await self._router.deployment(route)
@@ -132,7 +129,7 @@ class Completions:
             await self._complete_stream(job, relay, client)
         elif end is End.COMPLETE:
             await self._complete_whole(job, relay, client)
-        elif client.started:
+        elif client.started and isinstance(relay, StreamRelay):
             await self._break_off(job, relay, end, client)
         else:
             raise _problem(job, relay, end)
@@ -168,7 +165,7 @@ class Completions:
                 counts = Counts(running.counts.hit, running.counts.miss, delivered)
                 self._journal.progress(job.request_id, counts.meters(), job.cost(counts), job.now().isoformat())
 
-        return StreamRelay(client, running, wants=job.call.usage, progress=progress)
+        return SURFACES[job.path].relay(client, running, call=job.call, progress=progress)
 
     async def _ask(self, job: Job, pod: wire.PodRecord, relay: Relay) -> End:
         address = Address.parse(pod.address)
@@ -186,7 +183,7 @@ class Completions:
                 return End.UNREACHABLE
             fresh = connection.fresh
             relay.attach(connection)
-            connection.ask(request_bytes(job.path, address, body, job.request_id), relay)
+            connection.ask(request_bytes(SURFACES[job.path].engine_path, address, body, job.request_id), relay)
             longest = loop.call_at(job.began + self._config.longest_s, relay.stop, End.CUT)
             end = await relay.end
             longest.cancel()
@@ -197,11 +194,7 @@ class Completions:
     async def _complete_stream(self, job: Job, relay: StreamRelay, client: Connection) -> None:
         counts, exact = relay.running.counts, relay.running.final is not None
         cost_pico = await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(exact, counts))
-        terminal = b"data: [DONE]\n\n"
-        if relay.last is not None and job.call.usage is not Usage.NONE:
-            event, parsed = relay.last
-            told = usage.public(parsed["usage"], counts, cost_pico, job.grant.key.currency)
-            terminal = usage.replace(event, parsed, told) + terminal
+        terminal = relay.terminal(counts, cost_pico, job.grant.key.currency)
         client.write(http_head.chunk(terminal) + http_head.LAST_CHUNK)
         client.finish()
 
@@ -212,11 +205,10 @@ class Completions:
             parsed = orjson.loads(raw)
             relay.running.finish(parsed["usage"])
             relay.finish = parsed["choices"][0].get("finish_reason") or "stop"
+            counts = relay.running.counts
+            answer = SURFACES[job.path].answer(raw, parsed, job, counts)
         except (orjson.JSONDecodeError, TypeError, KeyError, IndexError, AttributeError):
             raise Problem(ENGINE_ERROR, "The engine's answer could not be read; retry.", retry_after_s=1) from None
-        counts = relay.running.counts
-        told = usage.public(parsed["usage"], counts, job.cost(counts), job.grant.key.currency)
-        answer = usage.replace(raw, parsed, told)
         before = client.offset
         client.start(200, {"content-type": "application/json"}, len(answer))
         client.write(answer[:-1])
@@ -231,13 +223,12 @@ class Completions:
         client.write(answer[-1:])
         client.finish()
 
-    async def _break_off(self, job: Job, relay: Relay, end: End, client: Connection) -> None:
+    async def _break_off(self, job: Job, relay: StreamRelay, end: End, client: Connection) -> None:
         """The answer began and cannot go on: what was delivered is billed, the client is told, no [DONE]."""
         finish = "error_engine" if end is End.FAILED else "time_limit"
         problem = engine_errors.failure(relay.error) if end is End.FAILED else engine_errors.cut()
         await self._close(job, relay, relay.running.counts, finish=finish)
-        event = b"data: " + orjson.dumps(problem.as_openai()) + b"\n\n"
-        client.write(http_head.chunk(event) + http_head.LAST_CHUNK)
+        client.write(http_head.chunk(relay.failure(problem)) + http_head.LAST_CHUNK)
         client.finish()
 
     async def _client_left(self, job: Job, relay: Relay) -> None:

@@ -10,8 +10,7 @@ import hiredis
 import orjson
 
 from inference.gateway.boot_log import BootLog
-from inference.gateway.completions import CHAT, TEXT
-from inference.gateway.config import Address, Config
+from inference.gateway.config import Config
 from inference.gateway.flights import Flights
 from inference.gateway.journal import page
 from inference.gateway.metrics import Metrics
@@ -19,10 +18,10 @@ from inference.gateway.projection import Projection
 from inference.gateway.reader import Request
 from inference.gateway.redis_client import Redis, Unreachable
 from inference.gateway.server import Connection
-from inference.gateway.upstream import Pool, request_bytes
-from kernel import wire
+from inference.gateway.surfaces import CHAT, TEXT
+from inference.gateway.upstream import Pool
+from inference.gateway.whole import ask
 from kernel.problems import (
-    ENGINE_ERROR,
     INVALID_PARAMETER,
     NO_REPLICA_READY,
     NOT_FOUND,
@@ -32,8 +31,6 @@ from kernel.problems import (
 
 JOURNAL = "/internal/journal"
 MAX_PAGE = 5000
-PROBE_S = 60.0
-MAX_PROBE_BYTES = 1 << 20
 _BOOT = re.compile(re.escape(JOURNAL) + r"/([0-9a-f-]{36})")
 
 
@@ -143,59 +140,8 @@ class Internal:
         pod = next((pod for pod in pods if pod.pod_uid == pod_uid), None)
         if pod is None:
             raise Problem(NO_REPLICA_READY, "X-Moorage-Pod names no replica: <deployment id>/<pod uid>.")
-        status, body = await self._ask(pod, request)
+        status, body = await ask(self._pool, pod, request.path, request.body, request.request_id)
         client.respond(status, body)
-
-    async def _ask(self, pod: wire.PodRecord, request: Request) -> tuple[int, bytes]:
-        address = Address.parse(pod.address)
-        sink = _Whole()
-        try:
-            connection = await self._pool.connect(address)
-        except OSError:
-            raise Problem(ENGINE_ERROR, "The replica does not accept connections.") from None
-        connection.ask(request_bytes(request.path, address, request.body, request.request_id), sink)
-        try:
-            async with asyncio.timeout(PROBE_S):
-                return await sink.answer
-        except (TimeoutError, ConnectionError, ValueError):
-            connection.abort()
-            raise Problem(ENGINE_ERROR, "The replica gave no whole answer.") from None
-
-
-class _Whole:
-    """Collects one answer."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self._status = 0
-        self._body = bytearray()
-
-    def head(self, status: int) -> None:
-        """Sink: the status."""
-        self._status = status
-
-    def frame(self, data: bytes) -> bool:
-        """Sink: nothing is passed on unread."""
-        return False
-
-    def body(self, data: bytes) -> None:
-        """Sink: bytes of the body."""
-        self._body += data
-        if len(self._body) > MAX_PROBE_BYTES and not self.answer.done():
-            self.answer.set_exception(ValueError("too long"))
-
-    def flush(self) -> None:
-        """Sink: nothing is passed on early."""
-
-    def ended(self) -> None:
-        """Sink: the answer is whole."""
-        if not self.answer.done():
-            self.answer.set_result((self._status, bytes(self._body)))
-
-    def broke(self) -> None:
-        """Sink: the replica broke off."""
-        if not self.answer.done():
-            self.answer.set_exception(ConnectionError("broke off"))
 
 
 def _whole(query: str, name: str, default: int) -> int:

@@ -6,32 +6,38 @@ import hiredis
 import orjson
 
 from inference.gateway import authn
-from inference.gateway.completions import CHAT, TEXT, Completions
+from inference.gateway.authn import MESSAGES
+from inference.gateway.completions import Completions
 from inference.gateway.config import Config
+from inference.gateway.counting import COUNT_TOKENS, Counting
 from inference.gateway.projection import Projection, incomplete
 from inference.gateway.reader import Request
 from inference.gateway.redis_client import Unreachable
 from inference.gateway.routing import visible
 from inference.gateway.server import Connection
+from inference.gateway.surfaces import SURFACES
 from kernel.clock import utcnow
 from kernel.problems import METHOD_NOT_ALLOWED, NOT_FOUND, TENANT_SUSPENDED, UNAVAILABLE, Problem
 
 MODELS = "/v1/models"
 HEALTH = "/healthz"
-_METHODS = {HEALTH: "GET", MODELS: "GET", CHAT: "POST", TEXT: "POST"}
+_METHODS = {HEALTH: "GET", MODELS: "GET", COUNT_TOKENS: "POST", **dict.fromkeys(SURFACES, "POST")}
 
 
 class Public:
     """Handler of the public listener. It admits while `closed_because` is empty."""
 
-    def __init__(self, *, config: Config, projection: Projection, completions: Completions) -> None:
+    def __init__(self, *, config: Config, projection: Projection, completions: Completions, counting: Counting) -> None:
         self._config = config
         self._projection = projection
         self._completions = completions
+        self._counting = counting
         self.closed_because = "the meter has not asked for this boot's journal yet"
 
     async def __call__(self, request: Request, client: Connection) -> None:
         """Answer one request."""
+        if request.path.startswith(MESSAGES):
+            client.spell = Problem.as_anthropic
         method = _METHODS.get(request.path)
         if method is None:
             raise Problem(NOT_FOUND, f"{request.path[:200]} is not a path of this API.")
@@ -47,6 +53,8 @@ class Public:
             elif self.closed_because:
                 authn.presented(request)
                 raise Problem(UNAVAILABLE, "The gateway admits no requests at the moment; retry.", retry_after_s=1)
+            elif request.path == COUNT_TOKENS:
+                await self._counting(request, client)
             else:
                 await self._completions(request, client)
         except (Unreachable, hiredis.ReplyError):

@@ -16,7 +16,7 @@ from kernel.problems import (
 
 MAX_HEAD_BYTES = 32 << 10
 MAX_BODY_BYTES = 10 << 20
-_ONCE = frozenset({"host", "content-length", "transfer-encoding", "authorization", "content-type"})
+_ONCE = frozenset({"host", "content-length", "transfer-encoding", "authorization", "x-api-key", "content-type"})
 
 
 @dataclass(slots=True)

@@ -14,9 +14,10 @@ import orjson
 from inference.gateway import http_head
 from inference.gateway.core import sse, usage, usual
 from inference.gateway.core.delivered import Delivered
-from inference.gateway.core.request import Usage
+from inference.gateway.core.request import Call, Usage
 from inference.gateway.server import Connection
 from inference.gateway.upstream import EngineConnection
+from kernel.problems import Problem
 
 MAX_REFUSAL_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 64 << 20
@@ -104,12 +105,13 @@ class StreamRelay(Relay):
         client: Connection,
         running: usage.Running,
         *,
-        wants: Usage,
+        call: Call,
         progress: Callable[[int], None],
     ) -> None:
         super().__init__(client, running)
         self._framer = sse.Framer()
-        self._strips = wants is not Usage.CONTINUOUS
+        self._tells = call.usage is not Usage.NONE
+        self._strips = call.usage is not Usage.CONTINUOUS
         self._progress = progress
         self._progress_out, self._progress_next = 0, PROGRESS_TOKENS
         self._progress_timer: asyncio.TimerHandle | None = None
@@ -187,6 +189,18 @@ class StreamRelay(Relay):
         """Output tokens that the client's TCP has acknowledged."""
         return self._delivered.acknowledged(self._client.acknowledged())
 
+    def terminal(self, counts: usage.Counts, cost_pico: int, currency: str) -> bytes:
+        """What ends a stream that is complete: its usage, if the client wants it, and [DONE]."""
+        end = b"data: [DONE]\n\n"
+        if self.last is None or not self._tells:
+            return end
+        event, parsed = self.last
+        return usage.replace(event, parsed, usage.public(parsed["usage"], counts, cost_pico, currency)) + end
+
+    def failure(self, problem: Problem) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        return b"data: " + orjson.dumps(problem.as_openai()) + b"\n\n"
+
     def _written(self) -> None:
         if self._client.blocked and self._connection is not None:
             self._connection.pause()
@@ -223,9 +237,12 @@ class StreamRelay(Relay):
             if choice.get("finish_reason"):
                 self.finish, self._finished = choice["finish_reason"], True
         self._content = self._content or tokens is None or self.running.out > 0 or self._finished
-        if self._strips and "usage" in parsed:
-            event = usage.strip(event, parsed)
-        self._batch.append((event, self.running.out))
+        if spelled := self._spelled(event, parsed):
+            self._batch.append((spelled, self.running.out))
+
+    def _spelled(self, event: bytes, parsed: Mapping[str, Any]) -> bytes:
+        """What the client gets for one event with a choice."""
+        return usage.strip(event, parsed) if self._strips and "usage" in parsed else event
 
     def _usual_event(self, event: bytes) -> bool:
         found = usual.read_event(event)

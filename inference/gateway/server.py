@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         self.on_gone: Callable[[], None] | None = None
         self.on_drained: Callable[[], None] | None = None
         self.answer_headers: dict[str, str] = {}
+        self.spell = Problem.as_openai
 
     # Transport callbacks
 
@@ -222,9 +223,9 @@ class Connection(asyncio.Protocol):
         self.problem(problem)
 
     def problem(self, problem: Problem) -> None:
-        """Answer with a problem, in OpenAI's error shape."""
+        """Answer with a problem, in the shape that `spell` gives it."""
         retry = {} if problem.retry_after_s is None else {"retry-after": str(problem.retry_after_s)}
-        self.respond(problem.type.status, orjson.dumps(problem.as_openai()), headers=retry)
+        self.respond(problem.type.status, orjson.dumps(self.spell(problem)), headers=retry)
 
     def cut(self) -> None:
         """Hang up on the client."""
@@ -266,6 +267,7 @@ class Connection(asyncio.Protocol):
         self._reader = RequestReader()
         self.started = False
         self.answer_headers = {}
+        self.spell = Problem.as_openai
         self.deadline = self._loop.time() + self._server.config.idle_s
 
     def _linger(self) -> None:

@@ -1,6 +1,6 @@
 """Problem types: what can go wrong, in one table that the REST API and the gateway both speak.
 
-REST answers RFC 9457 problem+json, the gateway answers OpenAI's error object; status, code and
+REST answers RFC 9457 problem+json, the gateway OpenAI's or Anthropic's error object; status, code and
 meaning come from here, so that the two never disagree.
 """
 
@@ -59,6 +59,18 @@ UNAVAILABLE = _t("unavailable", 503, "Temporarily unavailable", "server_error")
 UNRATED = _t("unrated", 503, "No price is in force for this", "server_error")
 
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
 @dataclass(eq=False)
 class Problem(Exception):
     """A problem to show: its type, a sentence with the way out, the field, seconds to wait."""
@@ -94,3 +106,15 @@ class Problem(Exception):
             "code": self.type.code,
         }
         return {"error": error | self.extra}
+
+    def as_anthropic(self) -> dict[str, Any]:
+        """Anthropic's error object; `code` and `param` come along."""
+        status = self.type.status
+        default = "invalid_request_error" if status < 500 else "api_error"
+        error = {
+            "type": _ANTHROPIC_TYPES.get(status, default),
+            "message": self.detail,
+            "param": self.param,
+            "code": self.type.code,
+        }
+        return {"type": "error", "error": error | self.extra}

@@ -15,22 +15,23 @@ DEFAULT_MAX_TOKENS = 4096
 TEMPLATE_TOKENS = 512  # what a chat template may add beyond the bytes of the body
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """A set of names, written in one line."""
     return frozenset(text.split())
 
 
-_SAMPLING = _words(
+_SAMPLING = words(
     "model stream stream_options max_tokens n temperature top_p top_k min_p stop seed presence_penalty "
     "frequency_penalty repetition_penalty logit_bias logprobs user min_tokens ignore_eos stop_token_ids "
     "include_stop_str_in_output skip_special_tokens spaces_between_special_tokens response_format "
     "structured_outputs metadata store service_tier"
 )
-_CHAT = _SAMPLING | _words(
+_CHAT = _SAMPLING | words(
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort "
     "include_reasoning chat_template_kwargs"
 )
-_TEXT = _SAMPLING | _words("prompt suffix echo")
-_RESERVED = _words(
+_TEXT = _SAMPLING | words("prompt suffix echo")
+_RESERVED = words(
     "cache_salt priority kv_transfer_params ec_transfer_params request_id data_parallel_rank chat_template "
     "add_generation_prompt prompt_embeds vllm_xargs logits_processors mm_processor_kwargs use_beam_search "
     "best_of truncate_prompt_tokens prompt_logprobs return_token_ids return_tokens_as_token_ids"
@@ -91,11 +92,9 @@ def parse(raw: bytes, *, chat: bool) -> Call:
             body, spans = read(raw)
         except Unreadable as refusal:
             raise Problem(INVALID_JSON, str(refusal)) from None
-    _check_names(body, _CHAT if chat else _TEXT)
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise _bad("model", "Name the endpoint or model to call in `model`, as a string.")
-    stream = _flag(body, "stream")
+    check_names(body, _CHAT if chat else _TEXT)
+    model = text_of(body, "model")
+    stream = flag(body, "stream")
     return Call(
         raw=raw,
         body=body,
@@ -104,7 +103,7 @@ def parse(raw: bytes, *, chat: bool) -> Call:
         stream=stream,
         usage=_usage(body, stream),
         prompts=_messages(body) if chat else _prompts(body),
-        n=_whole(body, "n", most=MAX_ANSWERS) or 1,
+        n=whole(body, "n", most=MAX_ANSWERS) or 1,
         max_tokens=_max_tokens(body),
         user=_user(body),
     )
@@ -116,9 +115,9 @@ def size(call: Call, max_model_len: int) -> Size:
     Problem where `max_tokens` is longer than the context or the answers are too many.
     """
     if call.answers > MAX_ANSWERS:
-        raise _bad("n", f"prompts × n is {call.answers}; at most {MAX_ANSWERS} answers come from one request.")
+        raise bad("n", f"prompts × n is {call.answers}; at most {MAX_ANSWERS} answers come from one request.")
     if call.max_tokens is not None and call.max_tokens > max_model_len:
-        raise _bad(
+        raise bad(
             "max_tokens",
             f"max_tokens is {call.max_tokens}; the model's context is {max_model_len} tokens; lower it.",
         )
@@ -147,11 +146,13 @@ def for_engine(call: Call, *, served_name: str, max_tokens: int, cache_salt: str
     return splice(call.raw, edits, {name: value for name, value in written.items() if name not in call.spans})
 
 
-def _bad(param: str, sentence: str) -> Problem:
+def bad(param: str, sentence: str) -> Problem:
+    """A parameter is not acceptable: which, and what to send instead."""
     return Problem(INVALID_PARAMETER, sentence, param=param)
 
 
-def _check_names(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
+def check_names(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """Problem names the first member that the platform keeps to itself or that the route does not know."""
     if body.keys() <= allowed:
         return
     for name in body:
@@ -162,38 +163,48 @@ def _check_names(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
                 param=name,
             )
         if name not in allowed:
-            raise _bad(name[:100], f"`{name[:100]}` is not a parameter of this route; remove it.")
+            raise bad(name[:100], f"`{name[:100]}` is not a parameter of this route; remove it.")
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
+def text_of(body: Mapping[str, Any], name: str) -> str:
+    """A member that is a string and not empty."""
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise bad(name, f"`{name}` is a string that is not empty.")
+    return value
+
+
+def flag(body: Mapping[str, Any], name: str) -> bool:
+    """A member that is true or false; false where absent."""
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _bad(name, f"`{name}` is true or false.")
+        raise bad(name, f"`{name}` is true or false.")
     return bool(value)
 
 
 def _user(body: Mapping[str, Any]) -> str:
     user = body.get("user")
     if user is not None and not isinstance(user, str):
-        raise _bad("user", "`user` is a string.")
+        raise bad("user", "`user` is a string.")
     return user or ""
 
 
-def _whole(body: Mapping[str, Any], name: str, *, most: int | None = None) -> int | None:
+def whole(body: Mapping[str, Any], name: str, *, most: int | None = None) -> int | None:
+    """A member that is a whole number from 1 to `most`; None where absent."""
     value = body.get(name)
     if value is None:
         return None
     limit = f" and at most {most}" if most else ""
     if type(value) is not int or value < 1 or (most and value > most):
-        raise _bad(name, f"`{name}` is a whole number, at least 1{limit}.")
+        raise bad(name, f"`{name}` is a whole number, at least 1{limit}.")
     return value
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
     """The engine lets `max_completion_tokens` win; two different figures are refused instead."""
-    older, newer = _whole(body, "max_tokens"), _whole(body, "max_completion_tokens")
+    older, newer = whole(body, "max_tokens"), whole(body, "max_completion_tokens")
     if older is not None and newer is not None and older != newer:
-        raise _bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
+        raise bad("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
     return newer if newer is not None else older
 
 
@@ -202,18 +213,18 @@ def _usage(body: Mapping[str, Any], stream: bool) -> Usage:
     if options is None:
         return Usage.NONE
     if not stream:
-        raise _bad("stream_options", "stream_options goes with `stream`: true.")
+        raise bad("stream_options", "stream_options goes with `stream`: true.")
     if not isinstance(options, dict) or options.keys() - {"include_usage", "continuous_usage_stats"}:
-        raise _bad("stream_options", "stream_options holds include_usage and continuous_usage_stats, no more.")
-    if not _flag(options, "include_usage"):
+        raise bad("stream_options", "stream_options holds include_usage and continuous_usage_stats, no more.")
+    if not flag(options, "include_usage"):
         return Usage.NONE
-    return Usage.CONTINUOUS if _flag(options, "continuous_usage_stats") else Usage.FINAL
+    return Usage.CONTINUOUS if flag(options, "continuous_usage_stats") else Usage.FINAL
 
 
 def _messages(body: Mapping[str, Any]) -> int:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise _bad("messages", "`messages` is a list of at least one message.")
+        raise bad("messages", "`messages` is a list of at least one message.")
     return 1
 
 
@@ -222,5 +233,5 @@ def _prompts(body: Mapping[str, Any]) -> int:
     if isinstance(prompt, str):
         return 1
     if not isinstance(prompt, list) or not prompt:
-        raise _bad("prompt", "`prompt` is a string, a list of strings, or token ids.")
+        raise bad("prompt", "`prompt` is a string, a list of strings, or token ids.")
     return len(prompt) if isinstance(prompt[0], str | list) else 1

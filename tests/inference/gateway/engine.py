@@ -28,6 +28,10 @@ class Plan:
     final_usage: bool = True
     cut_bytes: int = 0  # write the stream in pieces of this many bytes
     gate: threading.Event | None = None  # answer once it is set
+    finish: str | None = None  # instead of what follows from max_tokens
+    stop_reason: str | None = None
+    reasoning: int = 0  # this many of the tokens are thoughts
+    tool: bool = False  # the tokens are the arguments of one call
 
 
 class Engine:
@@ -88,7 +92,7 @@ class Engine:
     ) -> None:
         plan = self.plan
         gone = asyncio.ensure_future(reader.read(1))
-        work = asyncio.ensure_future(self._write(plan, "/chat/" in head, body, writer))
+        work = asyncio.ensure_future(self._write(plan, head.split()[1], body, writer))
         await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             self.hung_up += 1
@@ -98,12 +102,15 @@ class Engine:
         await asyncio.wait({gone})
         await work
 
-    async def _write(self, plan: Plan, chat: bool, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _write(self, plan: Plan, path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        chat = "/chat/" in path
         await asyncio.sleep(plan.wait_s)
         if plan.gate is not None:
             await asyncio.to_thread(plan.gate.wait, 60)
         if plan.status != 200:
             _whole(writer, plan.status, plan.body)
+        elif path.endswith("/count_tokens"):
+            _whole(writer, 200, {"input_tokens": plan.prompt_tokens})
         elif body.get("stream"):
             await self._stream(plan, chat, body, writer)
         else:
@@ -111,12 +118,19 @@ class Engine:
                 raise ConnectionResetError
             await asyncio.sleep(plan.interval_s * plan.tokens)
             self.tokens_made += plan.tokens
-            text = plan.word * plan.tokens
-            choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            text = plan.word * (plan.tokens - plan.reasoning)
+            choice = {"message": _message(plan, text)} if chat else {"text": text}
             answer = {
                 "id": "cmpl-1",
                 "object": "chat.completion",
-                "choices": [{"index": 0, **choice, "finish_reason": "stop"}],
+                "choices": [
+                    {
+                        "index": 0,
+                        **choice,
+                        "finish_reason": plan.finish or "stop",
+                        "stop_reason": plan.stop_reason,
+                    }
+                ],
                 "usage": _usage(plan, plan.tokens, final=True),
                 "kv_transfer_params": None,
             }
@@ -140,10 +154,11 @@ class Engine:
                 await writer.drain()
                 raise ConnectionResetError
             await asyncio.sleep(plan.interval_s)
-            text = {"delta": {"content": plan.word}} if chat else {"text": plan.word}
+            text = {"delta": _delta(plan, made)} if chat else {"text": plan.word}
             finish = None
             if made == plan.tokens:
-                finish = "length" if plan.tokens == body.get("max_tokens") else "stop"
+                finish = plan.finish or ("length" if plan.tokens == body.get("max_tokens") else "stop")
+                text["stop_reason"] = plan.stop_reason
             self.tokens_made += 1
             await self._event(plan, writer, _piece(text, plan, made, finish))
         if plan.final_usage:
@@ -172,6 +187,28 @@ def _usage(plan: Plan, made: int, *, final: bool = False) -> dict[str, Any]:
     if final:
         usage["prompt_tokens_details"] = {"cached_tokens": plan.cached_tokens}
     return usage
+
+
+def _message(plan: Plan, text: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if plan.reasoning:
+        message["reasoning"] = plan.word * plan.reasoning
+    if plan.tool:
+        message["content"] = None
+        message["tool_calls"] = [{"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+    return message
+
+
+def _delta(plan: Plan, made: int) -> dict[str, Any]:
+    if made <= plan.reasoning:
+        return {"reasoning": plan.word}
+    if not plan.tool:
+        return {"content": plan.word}
+    first = made == plan.reasoning + 1
+    arguments = "{" if first else "}" if made == plan.tokens else ""
+    named = {"id": "call_1", "type": "function"} if first else {}
+    function = {"arguments": arguments, **({"name": "look"} if first else {})}
+    return {"tool_calls": [{"index": 0, **named, "function": function}]}
 
 
 def _piece(choice: dict[str, Any], plan: Plan, made: int, finish: str | None = None) -> dict[str, Any]:

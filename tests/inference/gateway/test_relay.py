@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from inference.gateway.core.request import Usage
+from inference.gateway.core.request import Call, Usage
 from inference.gateway.core.usage import Counts, Running
 from inference.gateway.relay import End, StreamRelay
 from inference.gateway.upstream import EngineConnection
@@ -64,7 +64,8 @@ def relayed(reads: list[bytes], wants: Usage = Usage.NONE) -> tuple[Client, Stre
     async def run() -> tuple[Client, StreamRelay]:
         client = Client()
         running = Running(n=1, prompts=1, max_tokens=100, max_model_len=100)
-        relay = StreamRelay(client, running, wants=wants, progress=lambda _: None)  # type: ignore[arg-type]
+        call = Call(b"", {}, None, "m", True, wants, 1, 1, 100)
+        relay = StreamRelay(client, running, call=call, progress=lambda _: None)  # type: ignore[arg-type]
         connection = EngineConnection(lambda _: None)
         connection.connection_made(Wire())  # type: ignore[arg-type]
         relay.attach(connection)
