@@ -1,6 +1,8 @@
 """The path of a request: counts, money, what the client gets and what the engine gets."""
 
+import asyncio
 import json
+from typing import Any
 
 import httpx2
 import openai
@@ -175,6 +177,24 @@ def test_the_official_sdk_lists_models_answers_and_streams(
         with pytest.raises(openai.NotFoundError) as absent:
             sdk.chat.completions.create(model="nope", messages=messages)
         assert absent.value.code == "model_not_found"
+
+
+def test_the_official_asynchronous_sdk_answers_and_streams(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    ask: Any = {"model": route.endpoint_id, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
+
+    async def talk() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=tenant.text, max_retries=0) as sdk:
+            whole = await sdk.chat.completions.create(**ask)
+            assert whole.usage.completion_tokens == 5
+            stream = await sdk.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+            chunks = [chunk async for chunk in stream]
+            assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "word " * 5
+            assert chunks[-1].usage.prompt_tokens == 10
+
+    asyncio.run(talk())
 
 
 def test_a_dedicated_endpoint_takes_no_money_and_still_counts(world: World, door: Gateway, engine: Engine) -> None:
