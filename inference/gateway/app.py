@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 JOURNAL_FAILED = 74  # EX_IOERR
 CUT_S = 5.0
-WATCH_S = 1.0
+WATCH_S = 0.25
 MAX_CLOCK_OFFSET_MS = 500
 BACKLOG = 2048
 
@@ -124,12 +124,14 @@ class App:
 
     async def _handled(self, timeout_s: float) -> None:
         if self._server.tasks:
-            await asyncio.wait(self._server.tasks, timeout=timeout_s)
+            await asyncio.wait(self._server.tasks.values(), timeout=timeout_s)
 
     async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._review()
             self._pool.close_idle()
+            self._flights.look(loop.time(), WATCH_S)
             await asyncio.sleep(WATCH_S)
 
     def _meter_asked(self) -> None:

@@ -1,6 +1,5 @@
 """The one path of a completion: authenticate → admit → route → journal → stream → journal → settle."""
 
-import asyncio
 import functools
 import hmac
 from datetime import datetime
@@ -22,7 +21,7 @@ from inference.gateway.projection import Projection
 from inference.gateway.reader import Request
 from inference.gateway.relay import End, Relay, StreamRelay
 from inference.gateway.routing import Router, not_found, visible
-from inference.gateway.server import ClientGone, Connection
+from inference.gateway.server import PIECE_BYTES, ClientGone, Connection
 from inference.gateway.surfaces import SURFACES
 from inference.gateway.upstream import Pool, request_bytes
 from kernel import keys, wire
@@ -140,11 +139,12 @@ class Completions:
         for attempt in range(1, ATTEMPTS + 1):
             job.attempt = attempt
             job.pod = await self._router.replica(job.deployment.deployment_id, client, besides=besides)
-            await self._journal.open(job.event(Counts(), finish="gateway_crash"))
+            await self._journal.open(job.opening())
             job.opened = True
             if client.gone:
                 raise ClientGone
             relay = flight.relay = self._relay(job, client)
+            flight.until = job.began + self._config.longest_s
             end = await self._ask(job, job.pod, relay)
             failed = end in (End.FAILED, End.UNREACHABLE) or (end is End.REFUSED and relay.status >= 500)
             if client.started or not failed or attempt == ATTEMPTS:
@@ -174,7 +174,6 @@ class Completions:
         body = bodies.for_engine(
             job.call, served_name=job.route.served_name, max_tokens=job.size.max_tokens, cache_salt=salt
         )
-        loop = asyncio.get_running_loop()
         with self._router.busy(pod):
             try:
                 connection = await self._pool.connect(address)
@@ -184,9 +183,7 @@ class Completions:
             fresh = connection.fresh
             relay.attach(connection)
             connection.ask(request_bytes(SURFACES[job.path].engine_path, address, body, job.request_id), relay)
-            longest = loop.call_at(job.began + self._config.longest_s, relay.stop, End.CUT)
             end = await relay.end
-            longest.cancel()
         if end is End.FAILED and fresh:
             self._router.failed(pod)
         return end
@@ -199,7 +196,9 @@ class Completions:
         client.finish()
 
     async def _complete_whole(self, job: Job, relay: Relay, client: Connection) -> None:
-        """All but the last byte, then CLOSE, then the last byte."""
+        """CLOSE, then the answer. Of one that one write does not hold all but the last byte goes before the CLOSE:
+        a client that does not take it has not been answered.
+        """
         raw = b"".join(relay.pieces)
         try:
             parsed = orjson.loads(raw)
@@ -209,18 +208,20 @@ class Completions:
             answer = SURFACES[job.path].answer(raw, parsed, job, counts)
         except (orjson.JSONDecodeError, TypeError, KeyError, IndexError, AttributeError):
             raise Problem(ENGINE_ERROR, "The engine's answer could not be read; retry.", retry_after_s=1) from None
+        early = len(answer) - 1 if len(answer) > PIECE_BYTES else 0
         before = client.offset
         client.start(200, {"content-type": "application/json"}, len(answer))
-        client.write(answer[:-1])
-        try:
-            await client.drained()
-        except ClientGone:
-            reached = client.acknowledged() > before
-            billed = counts if reached else Counts()
-            await self._close(job, relay, billed, finish="abort_client", waste=counts.out - billed.out)
-            return
+        if early:
+            client.write(answer[:early])
+            try:
+                await client.drained()
+            except ClientGone:
+                reached = client.acknowledged() > before
+                billed = counts if reached else Counts()
+                await self._close(job, relay, billed, finish="abort_client", waste=counts.out - billed.out)
+                return
         await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(True, counts))
-        client.write(answer[-1:])
+        client.write(answer[early:])
         client.finish()
 
     async def _break_off(self, job: Job, relay: StreamRelay, end: End, client: Connection) -> None:
@@ -264,9 +265,7 @@ class Completions:
         job.ended = True
         await self._journal.close(event)
         self._settle(job, counts, cost_pico=cost_pico)
-        self._metrics.add("gateway_requests_total", route=job.path, end=finish)
-        for meter, count in counts.meters().items():
-            self._metrics.add("gateway_tokens_total", count, meter=meter)
+        self._metrics.ended(route=job.path, end=finish, meters=event["counts"])
         if waste:
             self._metrics.add("gateway_waste_tokens_total", waste)
         if provenance == ESTIMATED:

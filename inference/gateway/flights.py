@@ -8,10 +8,14 @@ from inference.gateway.relay import End, Relay
 
 @dataclass(slots=True)
 class Flight:
-    """`since_ms` is the admission time; before it is known, the time at which admission was asked."""
+    """`since_ms` is the admission time; before it is known, the time at which admission was asked.
+
+    `relay` is the attempt under way, to be cut at `until` on the loop's clock.
+    """
 
     since_ms: int
     relay: Relay | None = None
+    until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -32,6 +36,15 @@ class Flights:
     def low_ms(self) -> int:
         """Nothing admitted before this instant is still without its end in the journal."""
         return min((flight.since_ms for flight in self.open.values()), default=time.time_ns() // 1_000_000)
+
+    def look(self, now: float, within_s: float) -> None:
+        """Called every `within_s`: end what would outlast its time before the next look, note progress."""
+        for flight in list(self.open.values()):
+            if flight.relay is not None and not flight.relay.end.done():
+                if flight.until < now + within_s:
+                    flight.relay.stop(End.CUT)
+                else:
+                    flight.relay.look(now)
 
     def cut(self) -> None:
         """End every answer that is under way."""

@@ -11,8 +11,10 @@ from inference.gateway.core.quote import cost
 from inference.gateway.core.request import Call, Size
 from inference.gateway.core.usage import Counts, Running
 from kernel import wire
-from kernel.ids import new_id
+from kernel.ids import minter
 from kernel.usage import ENGINE_PARTIAL, TOKENS
+
+_new_event_id = minter()
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class Job:
     attempt: int = 1
     opened: bool = False
     ended: bool = False
+    _priced: tuple[Counts | None, int] = (None, 0)
 
     @classmethod
     def begin(
@@ -67,12 +70,19 @@ class Job:
         )
 
     def cost(self, counts: Counts) -> int:
-        """Pico-units under the sheet of admission."""
-        return cost(self.grant.quote.sheet, counts)
+        """Pico-units under the sheet of admission; worked out once for the same counts."""
+        if self._priced[0] is not counts:
+            self._priced = counts, cost(self.grant.quote.sheet, counts)
+        return self._priced[1]
 
     def now(self) -> datetime:
         """Admission time plus monotonic time since: no clock step bends a duration."""
         return self.grant.started_at + timedelta(seconds=self.clock() - self.began)
+
+    def opening(self) -> dict[str, Any]:
+        """The usage event if nothing more should be heard of the request."""
+        pod_uid = None if self.pod is None else self.pod.pod_uid
+        return {**self.base, "finish": "gateway_crash", "attempt": self.attempt, "pod_uid": pod_uid}
 
     def event(
         self,
@@ -105,7 +115,7 @@ def _nothing_yet(
     """The event of a request that has just been admitted."""
     started_at = grant.started_at.isoformat()
     return {
-        "event_id": str(new_id()),
+        "event_id": _new_event_id(),
         "source": source,
         "tenant_id": grant.key.tenant_id,
         "subject_id": grant.request_id,

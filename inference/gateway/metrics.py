@@ -1,6 +1,7 @@
 """Counters of one process, in Prometheus' text format."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 _HELP = {
     "gateway_requests_total": "Requests by route and how they ended.",
@@ -21,6 +22,13 @@ class Metrics:
     def add(self, name: str, amount: int = 1, **labels: str) -> None:
         """Count. `name` is one of the names above."""
         self._values[name, tuple(labels.items())] += amount
+
+    def ended(self, *, route: str, end: str, meters: Mapping[str, int]) -> None:
+        """A request has its event: one more of its kind, and its tokens."""
+        values = self._values
+        values["gateway_requests_total", (("route", route), ("end", end))] += 1
+        for meter, count in meters.items():
+            values["gateway_tokens_total", (("meter", meter),)] += count
 
     def render(self, gauges: dict[str, int]) -> str:
         """The exposition, with the caller's gauges."""

@@ -1,7 +1,6 @@
 """Reads one request: a strict head, a bounded body. What two parsers could read apart is refused."""
 
 from dataclasses import dataclass
-from uuid import uuid4
 
 import httptools
 
@@ -32,15 +31,21 @@ class Request:
 
 
 class RequestReader:
-    """Fed until it returns the request; then a new reader reads the next one.
+    """Fed from `begin` on until it returns the request; one reader serves a connection.
 
-    `stage` is what it waits for: "head" or "body". `overrun` is set when bytes came behind the request.
+    `stage` is what it waits for: "head" or "body". `overrun` is set when bytes came behind the request:
+    then, or after a Problem, there is no next one.
     """
 
     def __init__(self) -> None:
-        self.request_id = str(uuid4())
-        self.stage = "head"
+        self._parser = httptools.HttpRequestParser(self)
         self.begun = False
+
+    def begin(self, request_id: str) -> None:
+        """The first bytes of a request have arrived."""
+        self.request_id = request_id
+        self.begun = True
+        self.stage = "head"
         self.expects_continue = False
         self.keep_alive = True
         self.overrun = False
@@ -50,11 +55,9 @@ class RequestReader:
         self._head_read = self._whole = self._repeated = False
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._parser = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> Request | None:
         """The request, once it is whole. Problem where it may not go on; the connection must close then."""
-        self.begun = True
         if self.stage == "body":
             return self._parse(data)
         self._buffer = (self._buffer + data).lstrip(b"\r\n")
@@ -85,6 +88,7 @@ class RequestReader:
         return self._request() if self._whole else None
 
     def _request(self) -> Request:
+        self.begun = False
         path, _, query = self._url.decode("latin-1").partition("?")
         method = self._parser.get_method().decode()
         return Request(method, path, query, self._headers, b"".join(self._body), self.request_id)

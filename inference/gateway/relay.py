@@ -21,7 +21,7 @@ from kernel.problems import Problem
 
 MAX_REFUSAL_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 64 << 20
-PROGRESS_S = 2.0
+PROGRESS_S = 1.5  # and a look or two later: never more than 2 s apart
 PROGRESS_TOKENS = 512
 _MARKS = 256
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
@@ -59,10 +59,13 @@ class Relay:
         self._client.on_drained = connection.resume
 
     def stop(self, end: End) -> None:
-        """End it from our side or the client's: the engine is left at once."""
-        if self._connection is not None:
+        """End it from our side or the client's: the engine is left at once. Nothing where it has ended."""
+        if self._connection is not None and not self.end.done():
             self._connection.abort()
         self._ended(end)
+
+    def look(self, now: float) -> None:
+        """Called a few times a second with the loop's time."""
 
     def head(self, status: int) -> None:
         """Sink: the status."""
@@ -114,7 +117,7 @@ class StreamRelay(Relay):
         self._strips = call.usage is not Usage.CONTINUOUS
         self._progress = progress
         self._progress_out, self._progress_next = 0, PROGRESS_TOKENS
-        self._progress_timer: asyncio.TimerHandle | None = None
+        self._progress_due = 0.0
         self._delivered = Delivered()
         self._marks = self._delivered.marks
         self._batch: list[tuple[bytes, int]] = []
@@ -122,10 +125,12 @@ class StreamRelay(Relay):
         self._finished = self._done = False
         self.last: tuple[bytes, Mapping[str, Any]] | None = None
 
-    def attach(self, connection: EngineConnection) -> None:
-        """As above, and note progress from now on."""
-        super().attach(connection)
-        self._progress_later()
+    def look(self, now: float) -> None:
+        """Note progress every PROGRESS_S, where there is some."""
+        if now >= self._progress_due:
+            if self._progress_due and self.running.out > self._progress_out:
+                self._note_progress()
+            self._progress_due = now + PROGRESS_S
 
     def frame(self, data: bytes) -> bool:
         """Sink: one chunk with one usual event goes on as it is, less its usage."""
@@ -209,11 +214,6 @@ class StreamRelay(Relay):
         if self.running.out >= self._progress_next:
             self._note_progress()
 
-    def _ended(self, end: End) -> None:
-        if self._progress_timer is not None:
-            self._progress_timer.cancel()
-        super()._ended(end)
-
     def _event(self, event: bytes) -> None:
         text = sse.payload(event)
         if text is None or self.error:
@@ -251,14 +251,6 @@ class StreamRelay(Relay):
         self._content = True
         self._batch.append((found[1] + usual.END if self._strips else event, self.running.out))
         return True
-
-    def _progress_later(self) -> None:
-        self._progress_timer = asyncio.get_running_loop().call_later(PROGRESS_S, self._progress_due)
-
-    def _progress_due(self) -> None:
-        self._progress_later()
-        if self.running.out > self._progress_out:
-            self._note_progress()
 
     def _note_progress(self) -> None:
         self._progress_out = self.running.out

@@ -21,9 +21,11 @@ import orjson
 from inference.gateway import http_head
 from inference.gateway.config import Config
 from inference.gateway.reader import Request, RequestReader
+from kernel.ids import minter
 from kernel.problems import INTERNAL, REQUEST_TIMEOUT, UNAVAILABLE, Problem
 
 log = logging.getLogger(__name__)
+_new_request_id = minter()
 
 SEND_BUFFER_BYTES = 16 << 10
 PIECE_BYTES = 16 << 10
@@ -51,7 +53,7 @@ class Server:
     handler: Handler
     config: Config
     connections: set["Connection"] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # by request id
     draining: bool = False
 
     def protocol(self) -> "Connection":
@@ -264,7 +266,6 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._stage = _Stage.READ
-        self._reader = RequestReader()
         self.started = False
         self.answer_headers = {}
         self.spell = Problem.as_openai
@@ -284,6 +285,7 @@ class Connection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         reader = self._reader
         if not reader.begun:
+            reader.begin(_new_request_id())
             self.deadline = self._loop.time() + self._server.config.head_s
             self.answer_headers = {"x-request-id": reader.request_id}
         before = reader.stage
@@ -296,9 +298,7 @@ class Connection(asyncio.Protocol):
             self._keep_alive = self._keep_alive and reader.keep_alive and not reader.overrun
             self._stage = _Stage.ANSWER
             self.deadline = float("inf")
-            task = self._loop.create_task(self._handle(request))
-            self._server.tasks.add(task)
-            task.add_done_callback(self._server.tasks.discard)
+            self._server.tasks[request.request_id] = self._loop.create_task(self._handle(request))
         elif reader.stage != before:
             self.deadline = self._loop.time() + self._server.config.body_s
             if reader.expects_continue:
@@ -318,3 +318,5 @@ class Connection(asyncio.Protocol):
                 self.cut()
             else:
                 self.problem(Problem(INTERNAL, "Something broke on our side; the request was not answered."))
+        finally:
+            del self._server.tasks[request.request_id]

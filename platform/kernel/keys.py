@@ -4,7 +4,6 @@ moorage_live_ + public id (12 base62) + _ + secret (43 base62, 256 bits) + CRC-3
 checksum lets scanners and the gateway refuse junk without a look-up; the digest is what is stored.
 """
 
-import hashlib
 import hmac
 import re
 import secrets
@@ -59,7 +58,7 @@ def parse(text: str) -> ParsedKey | None:
 
 def digest(pepper: bytes, text: str) -> bytes:
     """HMAC-SHA-256 of the key under the pepper: 32 bytes, the only form that is stored."""
-    return hmac.new(pepper, text.encode(), hashlib.sha256).digest()
+    return hmac.digest(pepper, text.encode(), "sha256")
 
 
 def matches(pepper: bytes, text: str, stored: bytes) -> bool:
