@@ -7,7 +7,10 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
+
+import hiredis
 
 from inference.gateway import recovery
 from inference.gateway.admission import Admission
@@ -21,7 +24,7 @@ from inference.gateway.journal import Journal
 from inference.gateway.metrics import Metrics
 from inference.gateway.projection import Projection
 from inference.gateway.public import Public
-from inference.gateway.redis_client import Redis
+from inference.gateway.redis_client import Redis, Unreachable
 from inference.gateway.routing import Router
 from inference.gateway.server import Server
 from inference.gateway.upstream import Pool
@@ -132,7 +135,16 @@ class App:
             self._review()
             self._pool.close_idle()
             self._flights.look(loop.time(), WATCH_S)
+            await self._cut_revoked()
             await asyncio.sleep(WATCH_S)
+
+    async def _cut_revoked(self) -> None:
+        """End what runs under keys whose revocation asked for that. A look too few is made up by the next."""
+        since_s = int(time.time()) - wire.KEPT_S
+        with contextlib.suppress(Unreachable, hiredis.ReplyError):
+            asked = await self._redis.call("ZRANGEBYSCORE", wire.CUT, since_s, "+inf")
+            if asked:
+                self._flights.revoke({key_id.decode() for key_id in asked})
 
     def _meter_asked(self) -> None:
         self._meter_knows = True

@@ -30,6 +30,8 @@ from kernel.problems import ENGINE_ERROR, UNRATED, Problem
 from kernel.usage import ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED
 
 ATTEMPTS = 2
+# What an event says of an answer that began and could not go on.
+_BROKEN_OFF = {End.FAILED: "error_engine", End.CUT: "time_limit", End.REVOKED: "revoked"}
 
 
 class Completions:
@@ -62,6 +64,7 @@ class Completions:
         job: Job | None = None
         try:
             job = await self._admitted(request)
+            flight.key_id = job.grant.key.key_id
             flight.since_ms = int(job.grant.started_at.timestamp() * 1000)
             client.answer_headers |= {**job.grant.headers, "x-moorage-endpoint": job.route.endpoint_id}
             await self._serve(job, flight, client)
@@ -117,7 +120,7 @@ class Completions:
 
     async def _serve(self, job: Job, flight: Flight, client: Connection) -> None:
         relay, end = await self._attempts(job, flight, client)
-        if end in (End.COMPLETE, End.FAILED, End.CUT) and (client.started or end is End.COMPLETE):
+        if (end is End.COMPLETE or end in _BROKEN_OFF) and (client.started or end is End.COMPLETE):
             try:
                 await client.drained()
             except ClientGone:
@@ -226,10 +229,8 @@ class Completions:
 
     async def _break_off(self, job: Job, relay: StreamRelay, end: End, client: Connection) -> None:
         """The answer began and cannot go on: what was delivered is billed, the client is told, no [DONE]."""
-        finish = "error_engine" if end is End.FAILED else "time_limit"
-        problem = engine_errors.failure(relay.error) if end is End.FAILED else engine_errors.cut()
-        await self._close(job, relay, relay.running.counts, finish=finish)
-        client.write(http_head.chunk(relay.failure(problem)) + http_head.LAST_CHUNK)
+        await self._close(job, relay, relay.running.counts, finish=_BROKEN_OFF[end])
+        client.write(http_head.chunk(relay.failure(_problem(job, relay, end))) + http_head.LAST_CHUNK)
         client.finish()
 
     async def _client_left(self, job: Job, relay: Relay) -> None:
@@ -304,9 +305,11 @@ def _provenance(exact: bool, counts: Counts) -> str:
 
 
 def _problem(job: Job, relay: Relay, end: End) -> Problem:
-    """Nothing was written yet, so the answer is the problem itself."""
+    """Why there is no answer, or no more of it."""
     if end is End.REFUSED:
         return engine_errors.refusal(relay.status, b"".join(relay.pieces), max_model_len=job.route.max_model_len)
     if end is End.UNREACHABLE:
         return engine_errors.unreachable()
+    if end is End.REVOKED:
+        return engine_errors.revoked()
     return engine_errors.cut() if end is End.CUT else engine_errors.failure(relay.error)

@@ -8,6 +8,7 @@ import orjson
 from kernel.problems import (
     CONTEXT_LENGTH_EXCEEDED,
     ENGINE_ERROR,
+    INVALID_API_KEY,
     INVALID_PARAMETER,
     NO_REPLICA_READY,
     UNAVAILABLE,
@@ -52,6 +53,11 @@ def unreachable() -> Problem:
 def cut() -> Problem:
     """We ended the answer."""
     return Problem(UNAVAILABLE, "The answer was cut short by its time limit or by a restart; retry.", retry_after_s=1)
+
+
+def revoked() -> Problem:
+    """We ended the answer with its key."""
+    return Problem(INVALID_API_KEY, "The API key was revoked, and what ran under it was ended.")
 
 
 def _error(body: bytes) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """The requests that this process is working on: how far back they reach, and how to cut them short."""
 
 import time
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from inference.gateway.relay import End, Relay
@@ -10,10 +11,11 @@ from inference.gateway.relay import End, Relay
 class Flight:
     """`since_ms` is the admission time; before it is known, the time at which admission was asked.
 
-    `relay` is the attempt under way, to be cut at `until` on the loop's clock.
+    `key_id` is known from admission on; `relay` is the attempt under way, to be cut at `until` on the loop's clock.
     """
 
     since_ms: int
+    key_id: str = ""
     relay: Relay | None = None
     until: float = 0.0
 
@@ -51,3 +53,9 @@ class Flights:
         for flight in list(self.open.values()):
             if flight.relay is not None:
                 flight.relay.stop(End.CUT)
+
+    def revoke(self, key_ids: Container[str]) -> None:
+        """End every answer that runs under one of these keys."""
+        for flight in list(self.open.values()):
+            if flight.relay is not None and flight.key_id in key_ids:
+                flight.relay.stop(End.REVOKED)

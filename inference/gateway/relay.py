@@ -36,6 +36,7 @@ class End(Enum):
     UNREACHABLE = "unreachable"
     GONE = "gone"  # the client hung up
     CUT = "cut"  # we ended it: too long, or draining
+    REVOKED = "revoked"  # we ended it: its key was revoked, and its streams with it
 
 
 class Relay:

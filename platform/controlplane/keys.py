@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import transaction
 from redis.exceptions import RedisError
 
-from controlplane.projection import key_record, project_key, seed_spend
+from controlplane.projection import cut_streams, key_record, project_key, seed_spend
 from kernel.wire import KeyRecord
 from tenants import services
 from tenants.models import ApiKey
@@ -56,10 +56,13 @@ def endpoint_cap(*, tenant_id: UUID, endpoint_id: str, cap_pico: int, actor: str
     _carry(keys)
 
 
-def key_revoke(*, key: ApiKey, actor: str) -> ApiKey:
-    """Revoke a key: after commit it is refused from the next request on, at every gateway."""
+def key_revoke(*, key: ApiKey, actor: str, cut: bool = False) -> ApiKey:
+    """Revoke a key: after commit it is refused from the next request on, at every gateway.
+
+    What runs under it goes on to its end, unless `cut`: then it is ended within seconds.
+    """
     revoked = services.api_key_revoke(key=key, actor=actor)
-    transaction.on_commit(partial(_project, key_record(revoked)))
+    transaction.on_commit(partial(_project, key_record(revoked), cut=cut))
     return revoked
 
 
@@ -73,8 +76,10 @@ def _carry(keys: Sequence[ApiKey]) -> None:
         transaction.on_commit(partial(_project, record))
 
 
-def _project(record: KeyRecord) -> None:
+def _project(record: KeyRecord, *, cut: bool = False) -> None:
     try:
         project_key(record)
+        if cut:
+            cut_streams(record.key_id)
     except RedisError as error:
         log.warning("key %s is not projected yet (%s); the next full projection does it", record.public_id, error)

@@ -72,6 +72,13 @@ def project_key(record: wire.KeyRecord) -> None:
     client().eval(_SET_KEY, 1, wire.key(record.public_id), record.version, wire.dumps(record))
 
 
+def cut_streams(key_id: str) -> None:
+    """Ask every gateway to end what still runs under a revoked key; they look each second."""
+    now_s = int(utcnow().timestamp())
+    client().zadd(wire.CUT, {key_id: now_s})
+    client().zremrangebyscore(wire.CUT, "-inf", now_s - wire.KEPT_S)
+
+
 def seed_spend(record: wire.KeyRecord) -> None:
     """Begin the month's counter of each cap with what is posted, where Redis has none: never touch one that runs.
 

@@ -17,6 +17,7 @@ WANT = "v1:want"  # list of Want JSON: gateways push, the lender pops
 SHARED = "v1:shared"  # hash: public model name -> endpoint id
 FLOATS = "v1:floats"  # set of float keys that exist: what the lender walks
 
+CUT = "v1:cut"  # sorted set: id of a revoked key whose open streams shall end -> when that was asked, Unix seconds
 KEPT_S = 3600  # counters outlive their minute or month: a request that began in it ends later
 # The longest that a request may run: a reservation expires after it, and a sealed hold outlasts it by ten minutes.
 LONGEST_REQUEST_S = 3600

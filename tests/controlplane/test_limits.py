@@ -95,3 +95,13 @@ def test_a_cap_counts_from_the_months_beginning_and_an_empty_redis_is_seeded(
     assert gateways.ttl(counters[0]) > (end - utcnow()).total_seconds()
     keys.endpoint_cap(tenant_id=harbour.tenant_id, endpoint_id="ep_1", cap_pico=0, actor="t")
     assert record(gateways, key.public_id).endpoint_caps_pico == {}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_revocation_asks_for_a_cut_only_where_told(gateways: "redis.Redis[bytes]", cut: bool) -> None:
+    api = Api(["manage"])
+    made = api.call("POST", "/api-keys", {"name": "x"}, **new_key()).json()["public_id"]
+    assert api.call("DELETE", f"/api-keys/{made}{'?cut=true' if cut else ''}").status_code == 200
+    found = record(gateways, made)
+    assert not found.live
+    assert (gateways.zscore(wire.CUT, found.key_id) is not None) == cut

@@ -60,6 +60,12 @@ class ApiKeyLimitIn(serializers.Serializer[dict[str, object]]):
     user_cap = serializers.CharField(max_length=40, required=False)
 
 
+class Revocation(serializers.Serializer[dict[str, object]]):
+    """`cut` also ends the answers that run under the key."""
+
+    cut = serializers.BooleanField(default=False)
+
+
 class EndpointCapIn(serializers.Serializer[dict[str, object]]):
     """The most to spend at the endpoint in a month, a decimal string; "0" is no cap."""
 

@@ -23,6 +23,7 @@ from controlplane.api.serializers import (
     EndpointCreateIn,
     EndpointScaleIn,
     Page,
+    Revocation,
 )
 from inference import selectors as inference
 from inference import services
@@ -170,10 +171,11 @@ class ApiKeyList(APIView):
 class ApiKeyDetail(APIView):
     """One key by its public id."""
 
-    @extend_schema(operation_id="api_key_revoke", responses=OBJECT)
+    @extend_schema(operation_id="api_key_revoke", parameters=[Revocation], responses=OBJECT)
     def delete(self, request: Request, public_id: str) -> Response:
         key = access_api_key(tenant_id=principal(request).tenant_id, public_id=public_id)
-        return Response(answers.api_key(keys.key_revoke(key=key, actor=principal(request).name)))
+        cut = _checked(Revocation, request.query_params)["cut"]
+        return Response(answers.api_key(keys.key_revoke(key=key, actor=principal(request).name, cut=cut)))
 
     @extend_schema(operation_id="api_key_limit", request=ApiKeyLimitIn, responses=OBJECT)
     def patch(self, request: Request, public_id: str) -> Response:

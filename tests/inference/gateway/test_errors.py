@@ -1,13 +1,15 @@
 """Each refusal has its own status, code and sentence, in OpenAI's shape, and costs nothing."""
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import pytest
 import redis
 
-from kernel import keys
+from kernel import keys, wire
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
 from tests.services import free_port, wait_until
@@ -360,3 +362,25 @@ def test_without_redis_it_is_503_and_it_recovers(world: World, tmp_path: Any, en
         refused(door.chat(tenant, route.endpoint_id), 503, "unavailable")
         wait_until(lambda: door.boots()["run_id"] is None, "notice of the loss")
         assert door.ready().json() == {"ready": False, "reasons": ["Redis is not connected"]}
+
+
+def test_fault_56_a_revocation_cuts_open_streams_only_where_that_was_asked(
+    world: World, door: Gateway, engine: Engine
+) -> None:
+    staying, cut = world.tenant(), world.tenant()
+    engine.plan = Plan(tokens=150, interval_s=0.02)
+    with ThreadPoolExecutor(2) as callers:
+        calls = []
+        for caller in (staying, cut):
+            route = world.endpoint(caller, engine.address)
+            calls.append(callers.submit(door.chat, caller, route.endpoint_id, stream=True, max_tokens=4000))
+            wait_until(lambda one=caller: one.concurrent() == 1, "admission")  # type: ignore[misc]
+            caller.change(live=False)
+        world.redis.zadd(wire.CUT, {cut.record.key_id: time.time()})
+        whole, broken = (call.result() for call in calls)
+    assert whole.text.endswith("data: [DONE]\n\n")
+    assert json.loads(broken.text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"] == "invalid_api_key"
+    (event,) = door.events_of(cut)
+    assert (event.finish, event.provenance) == ("revoked", "engine_partial")
+    assert 0 < event.counts["out"] < 150
+    assert engine.hung_up == 1
