@@ -205,7 +205,7 @@ def _delta(plan: Plan, made: int) -> dict[str, Any]:
     if not plan.tool:
         return {"content": plan.word}
     first = made == plan.reasoning + 1
-    arguments = "{" if first else "}" if made == plan.tokens else ""
+    arguments = '{"a":"' if first else '"}' if made == plan.tokens else "x"
     named = {"id": "call_1", "type": "function"} if first else {}
     function = {"arguments": arguments, **({"name": "look"} if first else {})}
     return {"tool_calls": [{"index": 0, **named, "function": function}]}

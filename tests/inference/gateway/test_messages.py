@@ -280,7 +280,7 @@ def test_the_official_sdk_talks_streams_counts_and_understands_errors(
         with sdk.messages.stream(**ask, tools=tools) as stream:
             final = stream.get_final_message()
         assert final.stop_reason == "tool_use"
-        assert [(block.type, getattr(block, "input", None)) for block in final.content] == [("tool_use", {})]
+        assert [(block.type, getattr(block, "input", None)) for block in final.content] == [("tool_use", {"a": "xxx"})]
         with pytest.raises(anthropic.NotFoundError):
             sdk.messages.create(**{**ask, "model": "nope"})
         engine.plan = Plan(tokens=9, error_after=3)
