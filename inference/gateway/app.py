@@ -39,6 +39,14 @@ CUT_S = 5.0
 WATCH_S = 0.25
 MAX_CLOCK_OFFSET_MS = 500
 BACKLOG = 2048
+# A client that vanished without a word is noticed within 30 s, silent or not. Connections inherit it.
+_HALF_OPEN = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+)
 
 
 class App:
@@ -207,6 +215,9 @@ async def _listening(server: Server, address: Address, *, reuse_port: bool) -> A
         reuse_port=reuse_port or None,
         family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
     )
+    for sock in listener.sockets:
+        for level, name, value in _HALF_OPEN:
+            sock.setsockopt(level, name, value)
     sweep = asyncio.create_task(server.sweep())
     try:
         yield listener

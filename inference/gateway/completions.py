@@ -126,7 +126,7 @@ class Completions:
             except ClientGone:
                 end = End.GONE
         if end is End.GONE:
-            await self._client_left(job, relay)
+            await self._client_left(job, relay, client)
         elif end is End.COMPLETE and isinstance(relay, StreamRelay):
             await self._complete_stream(job, relay, client)
         elif end is End.COMPLETE:
@@ -229,16 +229,19 @@ class Completions:
 
     async def _break_off(self, job: Job, relay: StreamRelay, end: End, client: Connection) -> None:
         """The answer began and cannot go on: what was delivered is billed, the client is told, no [DONE]."""
-        await self._close(job, relay, relay.running.counts, finish=_BROKEN_OFF[end])
+        counts = relay.running.counts
+        await self._close(job, relay, counts, finish=_BROKEN_OFF[end], provenance=_provenance(False, counts))
         client.write(http_head.chunk(relay.failure(_problem(job, relay, end))) + http_head.LAST_CHUNK)
         client.finish()
 
-    async def _client_left(self, job: Job, relay: Relay) -> None:
+    async def _client_left(self, job: Job, relay: Relay, client: Connection) -> None:
         """The prompt and what reached the client are billed; nothing, if nothing did."""
         seen = relay.running.counts
         delivered = relay.delivered() if isinstance(relay, StreamRelay) else 0
         billed = Counts(seen.hit, seen.miss, delivered) if delivered else Counts()
-        await self._close(job, relay, billed, finish="abort_client", waste=seen.out - delivered)
+        provenance = _provenance(False, seen) if client.started else ENGINE_PARTIAL
+        waste = seen.out - delivered
+        await self._close(job, relay, billed, finish="abort_client", provenance=provenance, waste=waste)
 
     async def _close(
         self,

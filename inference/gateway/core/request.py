@@ -11,6 +11,8 @@ from inference.gateway.core.members import Span, Unreadable, read, read_plain, s
 from kernel.problems import INVALID_JSON, INVALID_PARAMETER, RESERVED_PARAMETER, Problem
 
 MAX_ANSWERS = 16
+MAX_LOGPROBS = 20
+MAX_SHAPE_BYTES = 64 << 10  # of a JSON schema or a list of choices, which the engine compiles
 DEFAULT_MAX_TOKENS = 4096
 TEMPLATE_TOKENS = 512  # what a chat template may add beyond the bytes of the body
 
@@ -93,6 +95,7 @@ def parse(raw: bytes, *, chat: bool) -> Call:
         except Unreadable as refusal:
             raise Problem(INVALID_JSON, str(refusal)) from None
     check_names(body, _CHAT if chat else _TEXT)
+    _check_shapes(body)
     model = text_of(body, "model")
     stream = flag(body, "stream")
     return Call(
@@ -198,6 +201,20 @@ def whole(body: Mapping[str, Any], name: str, *, most: int | None = None) -> int
     if type(value) is not int or value < 1 or (most and value > most):
         raise bad(name, f"`{name}` is a whole number, at least 1{limit}.")
     return value
+
+
+def _check_shapes(body: Mapping[str, Any]) -> None:
+    """What makes an engine build tables before its first token: bounded, and no language that can be a bomb."""
+    for name in ("logprobs", "top_logprobs"):
+        value = body.get(name)
+        if type(value) is int and value > MAX_LOGPROBS:
+            raise bad(name, f"`{name}` is at most {MAX_LOGPROBS}.")
+    structured = body.get("structured_outputs")
+    if isinstance(structured, dict) and structured.keys() - {"json", "json_object", "choice"}:
+        raise bad("structured_outputs", "structured_outputs holds json, json_object or choice, no regex or grammar.")
+    for name in ("structured_outputs", "response_format"):
+        if body.get(name) is not None and len(orjson.dumps(body[name])) > MAX_SHAPE_BYTES:
+            raise bad(name, f"`{name}` is at most {MAX_SHAPE_BYTES} bytes.")
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:

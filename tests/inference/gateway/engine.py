@@ -6,6 +6,7 @@ It runs on a thread of its own; `plan` says how it answers, `asked` and `hung_up
 import asyncio
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class Plan:
     die_after: int | None = None
     wait_s: float = 0.0
     final_usage: bool = True
+    counts: bool = True  # say usage at all
     cut_bytes: int = 0  # write the stream in pieces of this many bytes
     gate: threading.Event | None = None  # answer once it is set
     finish: str | None = None  # instead of what follows from max_tokens
@@ -42,6 +44,7 @@ class Engine:
         self.asked: list[dict[str, Any]] = []
         self.heads: list[str] = []
         self.hung_up = 0
+        self.hung_up_at = 0.0
         self.tokens_made = 0
         self.connections = 0
         self._port = port
@@ -96,6 +99,7 @@ class Engine:
         await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             self.hung_up += 1
+            self.hung_up_at = time.monotonic()
             work.cancel()
             raise ConnectionResetError
         gone.cancel()
@@ -161,7 +165,7 @@ class Engine:
                 text["stop_reason"] = plan.stop_reason
             self.tokens_made += 1
             await self._event(plan, writer, _piece(text, plan, made, finish))
-        if plan.final_usage:
+        if plan.final_usage and plan.counts:
             await self._event(plan, writer, {"choices": [], "usage": _usage(plan, plan.tokens, final=True)})
         await self._event(plan, writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
@@ -212,14 +216,14 @@ def _delta(plan: Plan, made: int) -> dict[str, Any]:
 
 
 def _piece(choice: dict[str, Any], plan: Plan, made: int, finish: str | None = None) -> dict[str, Any]:
-    return {
+    piece = {
         "id": "chatcmpl-1",
         "object": "chat.completion.chunk",
         "created": 1,
         "model": "served",
         "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": finish}],
-        "usage": _usage(plan, made),
     }
+    return {**piece, "usage": _usage(plan, made)} if plan.counts else piece
 
 
 def _whole(writer: asyncio.StreamWriter, status: int, body: dict[str, Any]) -> None:

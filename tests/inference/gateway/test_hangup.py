@@ -5,6 +5,7 @@ import socket
 import time
 
 import httpx2
+import pytest
 
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
@@ -118,6 +119,45 @@ def test_leaving_before_an_answer_is_free_and_frees_the_engine(
     assert {event.finish for event in events} == {"abort_client"}
     wait_until(lambda: tenant.free() == before, "the money's return")
     assert tenant.concurrent() == 0
+
+
+def test_a_hang_up_reaches_the_engine_within_a_tenth_of_a_second(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=4000, interval_s=0.01)
+    took = []
+    for number in range(1, 6):
+        read_tokens(door, tenant, route.endpoint_id, 3)
+        left_at = time.monotonic()
+        wait_until(lambda n=number: engine.hung_up == n, "the engine's release", 2)  # type: ignore[misc]
+        took.append(engine.hung_up_at - left_at)
+    assert min(took) < 0.1
+
+
+@pytest.mark.parametrize("end", ["complete", "hang-up", "error"])
+def test_text_without_a_single_token_counted_is_an_alarm(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant, end: str
+) -> None:
+    def alarms() -> int:
+        text = door.inside("GET", "/internal/metrics").text
+        return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("gateway_uncounted_total "))
+
+    route = world.endpoint(tenant, engine.address)
+    before = alarms()
+    engine.plan = Plan(counts=False)
+    if end == "hang-up":
+        engine.plan = Plan(counts=False, tokens=4000, interval_s=0.01)
+        read_tokens(door, tenant, route.endpoint_id, 3)
+    elif end == "error":
+        engine.plan = Plan(counts=False, error_after=3)
+        assert "engine_error" in door.chat(tenant, route.endpoint_id, stream=True).text
+    else:
+        assert "[DONE]" in door.chat(tenant, route.endpoint_id, stream=True).text
+    (event,) = door.events_of(tenant)
+    assert event.provenance == "estimated"
+    assert sum(event.counts.values()) == 0
+    assert alarms() == before + 1
 
 
 def test_an_engine_error_inside_a_stream_ends_it_with_an_error_and_without_done(
