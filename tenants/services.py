@@ -1,5 +1,6 @@
 """Writes of the tenants room."""
 
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -188,7 +189,7 @@ def _check_limits(limits: Mapping[str, int]) -> None:
 
 
 def _name(text: str) -> str:
-    cleaned = " ".join(text.split())
+    cleaned = " ".join(unicodedata.normalize("NFC", text).split())
     if not 1 <= len(cleaned) <= MAX_NAME_LENGTH or not cleaned.isprintable():
         raise Problem(INVALID_PARAMETER, f"name has 1 to {MAX_NAME_LENGTH} printable characters", param="name")
     return cleaned

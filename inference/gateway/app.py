@@ -143,16 +143,17 @@ class App:
             self._review()
             self._pool.close_idle()
             self._flights.look(loop.time(), WATCH_S)
-            await self._cut_revoked()
+            with contextlib.suppress(Unreachable, hiredis.ReplyError):
+                await self._redis.compare_clocks()
+                await self._cut_revoked()
             await asyncio.sleep(WATCH_S)
 
     async def _cut_revoked(self) -> None:
         """End what runs under keys whose revocation asked for that. A look too few is made up by the next."""
         since_s = int(time.time()) - wire.KEPT_S
-        with contextlib.suppress(Unreachable, hiredis.ReplyError):
-            asked = await self._redis.call("ZRANGEBYSCORE", wire.CUT, since_s, "+inf")
-            if asked:
-                self._flights.revoke({key_id.decode() for key_id in asked})
+        asked = await self._redis.call("ZRANGEBYSCORE", wire.CUT, since_s, "+inf")
+        if asked:
+            self._flights.revoke({key_id.decode() for key_id in asked})
 
     def _meter_asked(self) -> None:
         self._meter_knows = True

@@ -81,6 +81,14 @@ class Redis:
         """Run a script by its name without waiting; the reply may be that the server does not have it."""
         return self._send(("EVALSHA", script.sha, len(keys), *keys, *args))
 
+    async def compare_clocks(self) -> None:
+        """Measure `clock_offset_ms` anew: how far Redis's clock is ahead of ours."""
+        self._compare_clocks(await self._send(("TIME",)))
+
+    def _compare_clocks(self, reply: Sequence[bytes]) -> None:
+        seconds, micros = reply
+        self.clock_offset_ms = int(seconds) * 1000 + int(micros) // 1000 - time.time_ns() // 1_000_000
+
     def _send(self, command: Sequence[Argument]) -> "asyncio.Future[Any]":
         if self._link is None or self.run_id is None:
             raise Unreachable("Redis is not connected")
@@ -117,8 +125,8 @@ class Redis:
             user = (unquote(self._url.username),) if self._url.username else ()
             await link.send(("AUTH", *user, unquote(self._url.password)))
         await link.send(("SELECT", self._url.path.strip("/") or "0"))
-        info, (seconds, micros) = await link.send(("INFO", "server")), await link.send(("TIME",))
-        self.clock_offset_ms = int(seconds) * 1000 + int(micros) // 1000 - time.time_ns() // 1_000_000
+        info = await link.send(("INFO", "server"))
+        self._compare_clocks(await link.send(("TIME",)))
         found = _RUN_ID.search(info)
         if found is None:
             raise Unreachable("the server does not tell its run_id")

@@ -54,7 +54,7 @@ def test_growth_is_written_in_windows_that_leave_no_gap(database: None) -> None:
     assert rows[1].period.upper == NOON + 2 * WINDOW
 
 
-def test_a_drop_is_a_restart_that_counts_from_zero_and_is_said(database: None) -> None:
+def test_fault_26_a_drop_is_a_restart_that_counts_from_zero_and_is_said(database: None) -> None:
     pod = uuid4()
     scrape(pod, [1000, 1010, 7, *[9] * 9])
     assert deltas(pod) == [(10 + 7 + 2, 1)]
@@ -109,7 +109,7 @@ def test_more_billed_than_made_stops_invoicing_until_it_is_corrected(database: N
         assert invoicing.invoice_issue(invoice_id=invoice.id, actor="t").status == "issued"
 
 
-def test_a_restart_or_a_request_that_reaches_beyond_the_counters_proves_nothing(database: None) -> None:
+def test_fault_26_a_restart_or_a_request_that_reaches_beyond_the_counters_proves_nothing(database: None) -> None:
     berth, restarted, late = harbour(), uuid4(), uuid4()
     serve(berth, restarted, **{OUT: 20})
     serve(berth, late, **{OUT: 20})

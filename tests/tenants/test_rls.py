@@ -7,6 +7,7 @@ from django.db import connection, transaction
 from django.db.utils import ProgrammingError
 
 from kernel.ids import new_id
+from kernel.problems import Problem
 from tenants import selectors, services
 from tenants.models import ApiKey, Tenant
 from tenants.rls import tenant_scope
@@ -135,3 +136,17 @@ def test_a_change_of_standing_reaches_gateways_that_keep_a_key(database: None) -
     services.standing_set(tenant_id=tenant.id, standing="suspended", actor="t")
     key.refresh_from_db()
     assert key.version == 2
+
+
+@pytest.mark.parametrize("text", ["a\u200bb", "a\u202eb", "a\x00b", "a\x1b[31m", "\ufeffa", "", "x" * 81])
+def test_fault_41_a_name_that_hides_or_turns_what_it_says_is_refused(database: None, text: str) -> None:
+    with pytest.raises(Problem) as refusal:
+        services.tenant_create(name=text, currency="USD")
+    assert refusal.value.param == "name"
+
+
+def test_fault_41_two_spellings_of_one_name_are_kept_as_one(database: None) -> None:
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    assert services.tenant_create(name=decomposed, currency="USD").name == composed
+    made = services.tenant_create(name=" two\u2003 words\n", currency="USD")
+    assert made.name == "two words"

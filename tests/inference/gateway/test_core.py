@@ -153,7 +153,7 @@ def test_a_quote_holds_for_one_clock_window_and_names_the_published_sheet() -> N
 
 
 @pytest.mark.parametrize("out", [-1, 2, 11, None, "4", 4.0, True])
-def test_a_count_that_cannot_be_is_not_believed(out: object) -> None:
+def test_fault_25_a_count_that_cannot_be_is_not_believed(out: object) -> None:
     count = running()
     count.chunk({"prompt_tokens": 7, "completion_tokens": 3}, 0)
     count.chunk({"prompt_tokens": 7, "completion_tokens": out}, 0)

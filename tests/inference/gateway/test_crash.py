@@ -2,13 +2,18 @@
 
 import json
 import resource
+import signal
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from kernel import wire
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
 from tests.services import wait_until
@@ -72,7 +77,7 @@ def test_killed_in_mid_stream_it_bills_the_last_progress_once_after_its_restart(
         assert len(door.boots()["boots"]) == 1
 
 
-def test_killed_before_any_progress_it_bills_nothing(
+def test_fault_1_killed_before_any_progress_it_bills_nothing(
     world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -89,7 +94,7 @@ def test_killed_before_any_progress_it_bills_nothing(
         wait_until(lambda: tenant.free() == before, "the money's return")
 
 
-def test_a_torn_or_flipped_tail_is_cut_and_what_lies_before_it_is_kept(
+def test_fault_15_a_torn_or_flipped_tail_is_cut_and_what_lies_before_it_is_kept(
     world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -107,7 +112,7 @@ def test_a_torn_or_flipped_tail_is_cut_and_what_lies_before_it_is_kept(
         assert "cut at byte" in door.log.read_text()
 
 
-def test_a_journal_that_cannot_be_written_ends_the_process_with_an_error(
+def test_fault_13_a_journal_that_cannot_be_written_ends_the_process_with_an_error(
     world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -120,6 +125,105 @@ def test_a_journal_that_cannot_be_written_ends_the_process_with_an_error(
         assert door.process.wait(5) == 74
         door.start()
         assert len(door.events_of(tenant, at_least=10)) >= 10
+
+
+def test_fault_1_killed_with_two_hundred_streams_open_it_loses_two_seconds_of_each_at_most(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    body = json.dumps({**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.text}\r\n"
+    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    engine.plan = Plan(tokens=4000, interval_s=0.05)
+    with gateway(world, tmp_path) as door, ExitStack() as held:
+        before = tenant.free()
+        host, port = door.url.removeprefix("http://").split(":")
+        for _ in range(200):
+            sock = held.enter_context(socket.create_connection((host, int(port))))
+            sock.sendall(request)
+        wait_until(lambda: tenant.concurrent() == 200, "200 streams")
+        wait_until(lambda: engine.tokens_made > 200 * 60, "three seconds of tokens", 60)
+        door.kill()
+        made = engine.tokens_made
+        door.start()
+        events = door.events_of(tenant, at_least=200)
+        assert len(events) == len({event.subject_id for event in events}) == 200
+        assert {(event.finish, event.provenance) for event in events} == {("gateway_crash", "engine_partial")}
+        assert all(event.counts["out"] > 0 for event in events)
+        billed = sum(event.counts["out"] for event in events)
+        assert made - 200 * 512 < billed <= made
+        cost = sum(event.quoted_pico for event in events)
+        wait_until(lambda: tenant.free() == before - cost, "settlement of what was recovered")
+        assert tenant.reserved() == tenant.concurrent() == 0
+
+
+KILLED_BEHIND_ITS_CLOSE = """
+import os, signal
+from inference.gateway.journal import Journal
+close = Journal.close
+async def then_die(self, event):
+    await close(self, event)
+    os.kill(os.getpid(), signal.SIGKILL)
+Journal.close = then_die
+"""
+KILLED_BEFORE_ITS_OPEN = """
+import os, signal
+from inference.gateway.journal import Journal
+async def die(self, event):
+    os.kill(os.getpid(), signal.SIGKILL)
+Journal.open = die
+"""
+
+
+@contextmanager
+def faulty(door: Gateway, folder: Path, fault: str) -> Iterator[None]:
+    """Within the block a gateway runs with this fault in it, and dies of it."""
+    path = door.environment["PYTHONPATH"]
+    (folder / "fault").mkdir()
+    (folder / "fault" / "sitecustomize.py").write_text(fault)
+    door.environment["PYTHONPATH"] = f"{path}:{folder / 'fault'}"
+    door.start()
+    yield
+    assert door.process is not None
+    assert door.process.wait(10) == -signal.SIGKILL
+    door.environment["PYTHONPATH"] = path
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_fault_2_killed_between_its_close_and_the_last_chunk_a_request_is_billed_once(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: Path, stream: bool
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    before = tenant.free()
+    with gateway(world, tmp_path, start=False) as door:
+        with faulty(door, tmp_path, KILLED_BEHIND_ITS_CLOSE), pytest.raises(httpx2.TransportError):
+            door.chat(tenant, route.endpoint_id, stream=stream)
+        door.start()
+        (event,) = door.events_of(tenant)
+        assert (event.counts["out"], event.provenance) == (5, "engine_final")
+        assert door.chat(tenant, route.endpoint_id, stream=stream).status_code == 200
+        first, repeated = door.events_of(tenant, at_least=2)
+        assert first.subject_id == event.subject_id != repeated.subject_id
+        door.kill()
+        door.start()
+        assert len(door.events_of(tenant)) == 2
+        assert tenant.free() == before - first.reserved_pico - repeated.quoted_pico  # the rest comes with the hold
+
+
+def test_fault_3_killed_before_its_open_no_engine_was_asked_and_the_reservation_is_left_to_expire(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    with gateway(world, tmp_path, start=False) as door:
+        with faulty(door, tmp_path, KILLED_BEFORE_ITS_OPEN), pytest.raises(httpx2.TransportError):
+            door.chat(tenant, route.endpoint_id)
+        door.start()
+        assert engine.asked == []
+        assert door.pull() == []
+        ((_, text),) = world.redis.hgetall(wire.reservations(tenant.float_name)).items()
+        generation, amount, expiry_ms = text.decode().split("|")
+        assert (generation, int(amount) > 0) == ("1", True)
+        assert time.time() < int(expiry_ms) / 1000 < time.time() + 3601
 
 
 def test_a_boot_admits_only_after_the_meter_has_asked(

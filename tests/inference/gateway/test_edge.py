@@ -1,6 +1,8 @@
 """HTTP at its worst: smuggling, slow and endless requests, odd bytes."""
 
+import gzip
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -42,7 +44,9 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\n"
         POST + b"host: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_what_two_parsers_could_read_apart_is_400_and_the_connection_ends(door: Gateway, data: bytes) -> None:
+def test_faults_44_and_46_what_two_parsers_could_read_apart_is_400_and_the_connection_ends(
+    door: Gateway, data: bytes
+) -> None:
     answer = door.raw(data)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
@@ -90,7 +94,7 @@ def test_expect_continue_is_answered_before_the_body(door: Gateway) -> None:
         assert sock.recv(4000).startswith(b"HTTP/1.1 401 ")
 
 
-def test_too_large_a_body_is_413_before_it_is_read(door: Gateway) -> None:
+def test_fault_39_too_large_a_body_is_413_before_it_is_read(door: Gateway) -> None:
     declared = door.raw(POST + b"host: x\r\ncontent-length: 10485761\r\n\r\n", read_s=3)
     assert declared.startswith(b"HTTP/1.1 413 ")
     endless = b"transfer-encoding: chunked\r\n\r\n" + b"100000\r\n%b\r\n" % (b"x" * 0x100000) * 11
@@ -100,18 +104,63 @@ def test_too_large_a_body_is_413_before_it_is_read(door: Gateway) -> None:
         assert sock.recv(4000).startswith(b"HTTP/1.1 413 ")
 
 
+def test_fault_39_bodies_that_are_bombs_leave_the_memory_flat(door: Gateway, tenant: Tenant) -> None:
+    assert door.process is not None
+    bombs = [
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"{" + b",".join(b'"%d":0' % number for number in range(1_000_000)) + b"}",
+        b'{"model":"' + b"x" * (9 << 20) + b'"}',
+        gzip.compress(bytes(50 << 20)),
+    ]
+    url, headers = f"{door.url}/v1/chat/completions", tenant.headers
+    before = rss_bytes(door.process.pid)
+    for _ in range(3):
+        for bomb in bombs:
+            assert httpx2.post(url, headers=headers, content=bomb).status_code in (400, 404, 413)
+        packed = {**headers, "content-encoding": "gzip"}
+        assert httpx2.post(url, headers=packed, content=bombs[3]).status_code == 415
+    assert rss_bytes(door.process.pid) - before < 100 << 20
+
+
+def rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"POST /v1/chat/comp\0letions HTTP/1.1",
+        b"POST /v1/chat/completions\rX HTTP/1.1",
+        b"POST /v1/chat/completions\nx: y HTTP/1.1",
+    ],
+)
+def test_fault_46_control_characters_in_a_path_are_400(door: Gateway, line: bytes) -> None:
+    assert door.raw(line + b"\r\nhost: x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("name", ["a\r\nset-cookie: b", "a\0b", "a\nlevel=INFO forged"])
+def test_fault_46_control_characters_in_a_model_name_reach_no_header_and_no_log(
+    door: Gateway, tenant: Tenant, name: str
+) -> None:
+    answer = door.chat(tenant, name)
+    assert answer.status_code == 404
+    assert "set-cookie" not in answer.headers
+    assert name not in answer.json()["error"]["message"]
+    assert "forged" not in door.log.read_text()
+
+
 def test_too_large_a_head_is_431(door: Gateway) -> None:
     for end in (b"\r\n\r\n", b""):
         answer = door.raw(POST + b"host: x\r\nx-a: " + b"a" * 40_000 + end, read_s=3)
         assert answer.startswith(b"HTTP/1.1 431 ")
 
 
-def test_compressed_bodies_are_415(door: Gateway) -> None:
+def test_fault_39_compressed_bodies_are_415(door: Gateway) -> None:
     answer = door.raw(POST + b"host: x\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\nxx", read_s=3)
     assert answer.startswith(b"HTTP/1.1 415 ")
 
 
-def test_slow_heads_and_bodies_and_idle_connections_end_in_time(world: World, tmp_path: Path) -> None:
+def test_fault_38_slow_heads_and_bodies_and_idle_connections_end_in_time(world: World, tmp_path: Path) -> None:
     limits = {"GATEWAY_HEAD_S": "0.4", "GATEWAY_BODY_S": "0.8", "GATEWAY_IDLE_S": "0.4"}
     with gateway(world, tmp_path, **limits) as door:
         for data, answer in (

@@ -53,9 +53,10 @@ def test_the_right_id_with_another_secret_is_401(world: World, door: Gateway, te
     refused(answer, 401, "invalid_api_key")
 
 
-def test_a_key_in_the_url_is_401_and_called_exposed(door: Gateway, tenant: Tenant) -> None:
+def test_fault_53_a_key_in_the_url_is_401_and_called_exposed(door: Gateway, tenant: Tenant) -> None:
     answer = httpx2.get(f"{door.url}/v1/models?key={tenant.text}", headers=tenant.headers)
     refused(answer, 401, "invalid_api_key", "revoke it")
+    assert tenant.text not in answer.text + door.log.read_text()
 
 
 def test_a_foreign_endpoint_and_an_absent_one_look_the_same(
@@ -70,8 +71,18 @@ def test_a_foreign_endpoint_and_an_absent_one_look_the_same(
     refused(door.chat(tenant, own), 404, "model_not_found")
 
 
-def test_unknown_paths_and_methods_are_refused_by_name(door: Gateway, tenant: Tenant) -> None:
-    for path in ("/invocations", "/v1/../invocations", "/v1/models/", "//v1/models", "/v1%2fmodels", "/metrics"):
+def test_fault_47_unknown_paths_and_methods_are_refused_by_name(door: Gateway, tenant: Tenant) -> None:
+    for path in (
+        "/invocations",
+        "/v1/../invocations",
+        "/v1/models/",
+        "//v1/models",
+        "//pause",
+        "/v1%2fmodels",
+        "/metrics",
+        "/v1/messages/../models",
+        "/tokenize",
+    ):
         answer = door.raw(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
         assert b"404 Not Found" in answer, path
         assert b'"code":"not_found"' in answer
@@ -87,6 +98,7 @@ def test_unknown_paths_and_methods_are_refused_by_name(door: Gateway, tenant: Te
         (b"[]", "must be a JSON object"),
         (b'{"model":"x","temperature":NaN}', "not valid JSON"),
         (b'{"model":"x","model":"y"}', "twice"),
+        (b'{"model":"x","seed":1e400}', "not valid JSON"),
         (b'{"model":"x","a":{"b":1,"\\u0062":2}}', "twice"),
         (b'{"model":"x","a":' + b"[" * 100 + b"]" * 100 + b"}", "deeper"),
         (b'{"model":"x","a":' + b"[" * 100_000, "deeper"),
@@ -95,13 +107,15 @@ def test_unknown_paths_and_methods_are_refused_by_name(door: Gateway, tenant: Te
         (b'{"model":"\xff"}', "not valid JSON"),
     ],
 )
-def test_bad_json_is_400_with_the_reason(door: Gateway, tenant: Tenant, content: bytes, word: str) -> None:
+def test_faults_39_and_40_bad_json_is_400_with_the_reason(
+    door: Gateway, tenant: Tenant, content: bytes, word: str
+) -> None:
     answer = httpx2.post(f"{door.url}/v1/chat/completions", headers=tenant.headers, content=content)
     refused(answer, 400, "invalid_json", word)
 
 
 @pytest.mark.parametrize("name", ["cache_salt", "priority", "kv_transfer_params", "request_id", "best_of"])
-def test_a_reserved_field_is_400_and_named(
+def test_fault_43_a_reserved_field_is_400_and_named(
     world: World, door: Gateway, engine: Engine, tenant: Tenant, name: str
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -127,9 +141,14 @@ def test_a_reserved_field_is_400_and_named(
         ({"messages": []}, "messages"),
         ({"logits_bias_x": 1}, "logits_bias_x"),
         ({"model": 5}, "model"),
+        ({"logprobs": 10**6}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 10**6}, "top_logprobs"),
+        ({"structured_outputs": {"regex": "(a+)+$"}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= root root"}}, "structured_outputs"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"d": "x" * 70_000}}}, "response_format"),
     ],
 )
-def test_a_bad_parameter_is_400_and_named(
+def test_fault_42_a_bad_parameter_is_400_and_named(
     world: World, door: Gateway, engine: Engine, tenant: Tenant, body: dict[str, Any], param: str
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -298,7 +317,7 @@ def test_without_a_price_a_request_is_503_unrated(world: World, door: Gateway, e
     refused(door.chat(tenant, route.endpoint_id), 503, "unrated")
 
 
-def test_a_revocation_a_suspension_and_an_expiry_hold_from_the_next_request(
+def test_fault_56_a_revocation_a_suspension_and_an_expiry_hold_from_the_next_request(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -319,6 +338,18 @@ def test_a_revocation_a_suspension_and_an_expiry_hold_from_the_next_request(
     refused(httpx2.get(f"{door.url}/v1/models", headers=tenant.headers), 401, "invalid_api_key")
     world.redis.delete(f"v1:key:{tenant.record.public_id}")
     refused(door.chat(tenant, route.endpoint_id), 401, "invalid_api_key")
+
+
+def test_fault_56_a_key_of_another_scope_or_model_is_refused_and_one_of_another_region_is_unknown(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    tenant.change(live=False)  # what the projection writes for a key without the scope of inference
+    refused(door.chat(tenant, route.endpoint_id), 401, "invalid_api_key")
+    tenant.change(live=True, models=["another"])
+    refused(door.chat(tenant, route.endpoint_id), 404, "model_not_found")
+    elsewhere = Tenant(world, tenant.record, keys.generate().text)  # written to another region's Redis alone
+    refused(door.chat(elsewhere, route.endpoint_id), 401, "invalid_api_key")
 
 
 def test_an_empty_redis_is_503_never_401(world: World, door: Gateway, engine: Engine, tenant: Tenant) -> None:
@@ -344,7 +375,7 @@ def test_an_empty_redis_is_503_never_401(world: World, door: Gateway, engine: En
     assert door.chat(tenant, route.endpoint_id).status_code == 200
 
 
-def test_without_redis_it_is_503_and_it_recovers(world: World, tmp_path: Any, engine: Engine) -> None:
+def test_fault_8_without_redis_it_is_503_and_it_recovers(world: World, tmp_path: Any, engine: Engine) -> None:
     from tests.services import redis_server
 
     with gateway(world, tmp_path, start=False) as door:

@@ -1,8 +1,11 @@
 """A client that leaves is billed once, for what reached it; the engine is left at once."""
 
+import ctypes
 import json
 import socket
+import struct
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
 from tests.services import wait_until
+
+SO_ATTACH_FILTER = 26  # of Linux; the socket module has no name for it
 
 
 def read_tokens(door: Gateway, tenant: Tenant, model: str, tokens: int, *, rest_s: float = 0.0) -> int:
@@ -51,7 +56,7 @@ def test_a_hang_up_in_mid_stream_bills_what_was_delivered_once(
     assert len(door.events_of(tenant)) == 1
 
 
-def test_a_client_that_stops_reading_is_billed_what_its_kernel_took_and_memory_stays_bounded(
+def test_fault_37_a_client_that_stops_reading_is_billed_what_its_kernel_took_and_memory_stays_bounded(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -87,7 +92,7 @@ def test_a_client_that_stops_reading_is_billed_what_its_kernel_took_and_memory_s
     assert event.counts["out"] + event.waste <= made + 1
 
 
-def test_a_client_that_stalls_is_cut_and_billed_to_the_cut(
+def test_fault_37_a_client_that_stalls_is_cut_and_billed_to_the_cut(
     world: World, engine: Engine, tenant: Tenant, tmp_path: object
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -98,6 +103,27 @@ def test_a_client_that_stalls_is_cut_and_billed_to_the_cut(
             (event,) = door.events_of(tenant)
         assert event.finish == "abort_client"
         assert 0 < event.counts["out"] < 20_000
+
+
+def test_fault_36_a_client_that_vanished_without_a_word_is_left_and_billed_once(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=4000, interval_s=0.02)
+    body = json.dumps({**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}).encode()
+    with gateway(world, tmp_path) as door, socket.socket() as sock:
+        host, port = door.url.removeprefix("http://").split(":")
+        sock.connect((host, int(port)))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.text}\r\n"
+        sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        sock.recv(4096)
+        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one BPF instruction: return 0
+        program = struct.pack("HL", 1, ctypes.addressof(drop_all))
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        (event,) = door.events_of(tenant, within_s=45)
+        assert event.finish == "abort_client"
+        assert 0 < event.counts["out"] < 100
+        assert engine.hung_up == 1
 
 
 def test_leaving_before_an_answer_is_free_and_frees_the_engine(
@@ -176,7 +202,7 @@ def test_an_engine_error_inside_a_stream_ends_it_with_an_error_and_without_done(
         assert (event.finish, event.provenance) == ("error_engine", "engine_partial")
 
 
-def test_a_stream_without_its_last_usage_is_billed_by_the_running_count(
+def test_fault_25_a_stream_without_its_last_usage_is_billed_by_the_running_count(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:
     route = world.endpoint(tenant, engine.address)

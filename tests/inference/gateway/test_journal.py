@@ -158,7 +158,7 @@ def test_a_dropped_request_is_not_recovered(tmp_path: Path) -> None:
     assert (boot.head, recovered) == (0, [])
 
 
-def test_a_failed_write_is_told_and_never_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_14_a_failed_write_is_told_and_never_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[OSError] = []
 
     def broken(_: Disk, fd: int, data: bytes) -> None:

@@ -1,12 +1,16 @@
 """The float: exactly what the money covers, whoever races; nothing is kept that was not used."""
 
+import selectors
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx2
 import pytest
 
+from inference.gateway.app import raise_file_limit
 from kernel import wire
 from kernel.pricing import worst_case
 from tests.inference.gateway.engine import Engine, Plan
@@ -21,7 +25,7 @@ def price_of_one(world: World, route: wire.RouteRecord) -> int:
 
 
 @pytest.mark.parametrize("lent", [True, False])
-def test_money_for_exactly_ten_of_two_hundred_at_once_admits_exactly_ten(
+def test_fault_22_money_for_ten_of_a_thousand_at_once_admits_exactly_ten(
     world: World, door: Gateway, engine: Engine, lent: bool
 ) -> None:
     tenant = world.tenant(free=None)
@@ -31,13 +35,21 @@ def test_money_for_exactly_ten_of_two_hundred_at_once_admits_exactly_ten(
     if lent:
         tenant.lend(10 * one)
     balance = 0 if lent else 10 * one
-    with Lender(world, balance), ThreadPoolExecutor(200) as callers:
-        calls = [callers.submit(door.chat, tenant, route.endpoint_id) for _ in range(200)]
-        wait_until(lambda: sum(call.done() for call in calls) == 190, "190 refusals")
-        engine.plan.gate.set()
-        answers = [call.result().status_code for call in calls]
+    body = httpx2.Request("POST", "http://x", json={**HELLO, "model": route.endpoint_id}).content
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.text}\r\n"
+    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    host, port = door.url.removeprefix("http://").split(":")
+    raise_file_limit()
+    with Lender(world, balance), ExitStack() as held, selectors.DefaultSelector() as answered:
+        clients = [held.enter_context(socket.create_connection((host, int(port)))) for _ in range(1000)]
+        for client in clients:
+            answered.register(client, selectors.EVENT_READ)
+            client.sendall(request)
+        wait_until(lambda: len(answered.select(0)) == 990, "990 refusals", 60)
+        engine.plan.gate.set()  # type: ignore[union-attr]  # set above
+        answers = [int(client.recv(12).split()[1]) for client in clients]
     assert answers.count(200) == 10
-    assert answers.count(402) + answers.count(503) == 190
+    assert answers.count(402) + answers.count(503) == 990
     assert 503 not in answers or not lent
     cost = sum(event.quoted_pico for event in door.events_of(tenant, at_least=10))
     assert len(door.events_of(tenant)) == 10

@@ -47,12 +47,12 @@ def test_a_whole_answer_is_counted_priced_and_settled(
     assert tenant.reserved() == tenant.concurrent() == 0
 
 
-def test_the_engine_gets_the_clients_bytes_with_our_values_and_none_of_its_headers(
+def test_fault_45_the_engine_gets_the_clients_bytes_with_our_values_and_none_of_its_headers(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     body = f'{{ "seed":9007199254740993,"model" : "{route.endpoint_id}", "messages":[{{"content":"h\\u00e9"}}]}}'
-    headers = {**tenant.headers, "cookie": "a=b", "x-user": "mallory"}
+    headers = {**tenant.headers, "cookie": "a=b", "x-user": "mallory", "x-tenant": "t", "x-forwarded-for": "::1"}
     assert httpx2.post(f"{door.url}/v1/chat/completions", headers=headers, content=body).status_code == 200
     asked = engine.asked[-1]
     assert asked["seed"] == 9007199254740993
@@ -63,6 +63,8 @@ def test_the_engine_gets_the_clients_bytes_with_our_values_and_none_of_its_heade
     assert "authorization" not in head
     assert "cookie" not in head
     assert "x-user" not in head
+    assert "x-tenant" not in head
+    assert "x-forwarded-for" not in head
 
 
 def test_tenants_of_a_shared_endpoint_have_different_cache_salts(world: World, door: Gateway, engine: Engine) -> None:
