@@ -1,6 +1,7 @@
 import pytest
 
 from tests.cluster.boot import ControlPlane, build
+from tests.cluster.product import product as start_product
 from tests.cluster.site import Site, prepare
 from tests.k8s.conftest import engines  # noqa: F401  the small program that stands in for an engine
 
@@ -27,3 +28,10 @@ def site(plane, tmp_path, engines):  # noqa: F811
     site = Site(plane, tmp_path / "nodes", engines)
     yield site
     site.close()
+
+
+@pytest.fixture(scope="module")
+def product(plane, tmp_path_factory):
+    """The whole product, with the control plane as four regions; nodes are the tests' to add and take away."""
+    with start_product(plane, tmp_path_factory.mktemp("product"), speed=4) as product:
+        yield product

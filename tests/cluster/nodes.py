@@ -99,6 +99,14 @@ class Nodes:
         self._api.call("PATCH", f"/api/v1/nodes/{name}/status", body=status, content_type=STRATEGIC)
         self._end_watch()
 
+    def remove(self, *names):
+        """Take nodes out of the cluster; their processes go with them."""
+        for name in names:
+            self.lose(name)
+            del self._machines[name]
+            self._api.call("DELETE", f"/api/v1/nodes/{name}")
+            self._api.call("DELETE", f"{LEASES}/{name}")
+
     def close(self):
         """Leave no process, no node and no thread; what went wrong meanwhile is raised."""
         self._closed.set()
@@ -107,9 +115,7 @@ class Nodes:
             thread.join(10)
         for uid in list(self._runners):
             self._kill(uid)
-        for name in self._machines:
-            self._api.call("DELETE", f"/api/v1/nodes/{name}")
-            self._api.call("DELETE", f"{LEASES}/{name}")
+        self.remove(*self._machines)
         self._logs.shutdown()
         self._logs.server_close()
         self._workers.shutdown()

