@@ -19,7 +19,7 @@ from inference.reconciler.claim import Claim
 from inference.reconciler.load import Loaded
 from inference.services import hold_deployment, hold_subject
 from k8s import observe
-from k8s.cluster import Applied, Invalid, Quota, UnreachableError
+from k8s.cluster import Applied, Invalid, Quota, Retry, UnreachableError
 from k8s.desired import deployment_refs
 from k8s.ownership import combined
 from kernel.problems import Problem
@@ -34,11 +34,15 @@ MANIFEST_REFUSED, CLUSTER_UNREACHABLE, CREDIT_EXHAUSTED = (
 
 
 class Performer:
-    """Performs the actions of one pass. StaleClaim ends it; a refusal becomes the deployment's fault."""
+    """Performs actions of one pass. StaleClaim ends it; a refusal becomes the deployment's fault.
+
+    `after_s` is how long the cluster asked to be left alone.
+    """
 
     def __init__(self, claim: Claim, loaded: Loaded) -> None:
         self.claim = claim
         self.loaded = loaded
+        self.after_s = 0.0
 
     @singledispatchmethod
     def perform(self, action: Any) -> None:
@@ -88,6 +92,7 @@ class Performer:
             results = cluster.apply(action.objects())
             error = next((item for item in results if item.error is not None), None)
             if error is not None:
+                self.after_s = error.error.after_s if isinstance(error.error, Retry) else 0.0
                 self._fail(deployment.id, *_fault(error))
                 return
             kept = {item.ref: item.owned for item in results}

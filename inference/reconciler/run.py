@@ -30,16 +30,16 @@ def reconcile(endpoint_id: UUID) -> bool:
     if held is None:
         return False
     try:
-        loaded, decision = _settle(held)
-        _record(held, loaded, decision)
+        _record(held, *_settle(held))
     except StaleClaim:
         log.warning("endpoint %s: the claim expired, the result is dropped", endpoint_id)
     return True
 
 
-def _settle(held: Claim) -> tuple[Loaded, Decision]:
-    """Act until a decision holds nothing that this pass has not tried."""
+def _settle(held: Claim) -> tuple[Loaded, Decision, float]:
+    """Act until a decision holds nothing that this pass has not tried; the seconds that a cluster asked for."""
     tried: set[Action] = set()
+    after_s = 0.0
     for _ in range(MAX_STEPS):
         loaded = load(held.endpoint_id)
         decision = _decide(loaded.row)
@@ -53,22 +53,24 @@ def _settle(held: Claim) -> tuple[Loaded, Decision]:
                 performer.perform(action)
             except ports.Unavailable as error:
                 log.warning("endpoint %s: %s: %s", held.endpoint_id, type(action).__name__, error)
-    return loaded, decision
+        after_s = max(after_s, performer.after_s)
+    return loaded, decision, after_s
 
 
 def _decide(row: EndpointRow | ReservedRow) -> Decision:
     return reserved.decide(row) if isinstance(row, ReservedRow) else decide(row)
 
 
-def _record(held: Claim, loaded: Loaded, decision: Decision) -> None:
+def _record(held: Claim, loaded: Loaded, decision: Decision, after_s: float) -> None:
     endpoint, now = loaded.endpoint, database_now()
+    retry_s = None if decision.retry_s is None else max(decision.retry_s, after_s)
     status: dict[str, Any] = {
         "observed_generation": endpoint.generation,
         "suspended": loaded.row.stop == conditions.SUSPENDED,
         "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
         "serving": decision.serving,
         "finalizers": list(decision.finalizers),
-        "due_at": now + timedelta(seconds=decision.retry_s) if decision.retry_s is not None else None,
+        "due_at": None if retry_s is None else now + timedelta(seconds=retry_s),
     }
     if decision.archived:
         status["archived_at"] = now

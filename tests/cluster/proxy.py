@@ -54,10 +54,11 @@ def break_off(handler):
 
 
 class Proxy:
-    """Listens on loopback; `faults` by method, or "WATCH", are what becomes of such requests."""
+    """Listens on loopback; `faults` by method, or "WATCH", are what becomes of such requests; `asked` are all."""
 
     def __init__(self, kubeconfig, certificate):
         self.faults = {}
+        self.asked = []
         self.closed = threading.Event()
         self.target = kubeconfig["clusters"][0]["cluster"]["server"]
         self.pool = urllib3.PoolManager(ca_certs=str(certificate), maxsize=16, retries=False)
@@ -84,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length", 0))
         self.body = self.rfile.read(size) if size else None
         kind = "WATCH" if "watch=true" in self.path else self.command
+        self.server.proxy.asked.append((kind, self.path))
         fault = self.server.proxy.faults.get(kind)
         if fault:
             fault(self)
