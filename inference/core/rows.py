@@ -86,6 +86,11 @@ class DeploymentRow:
         return sum(item.state is ReplicaState.SERVING and item.pod_uid in self.open_pods for item in self.replicas)
 
     @property
+    def in_doubt(self) -> bool:
+        """What was seen last differs from what the cluster accepted, and is too old to say that it drifted."""
+        return not self.fresh and (self.seen is None or self.seen.owned != self.owned)
+
+    @property
     def is_empty(self) -> bool:
         """No pod is left, and we know it."""
         return not self.applied or (self.fresh and not self.pods and not self.replicas)

@@ -32,6 +32,6 @@ def site(plane, tmp_path, engines):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def product(plane, tmp_path_factory):
-    """The whole product, with the control plane as four regions; nodes are the tests' to add and take away."""
+    """The whole product, with the control plane as a region; nodes are the tests' to add and take away."""
     with start_product(plane, tmp_path_factory.mktemp("product"), speed=4) as product:
         yield product

@@ -1,4 +1,4 @@
-"""The whole product beside a real control plane: every process as `manage.py up` starts it, four vendors' regions."""
+"""The whole product beside a real control plane: every process as `manage.py up` starts it, four vendors' pools."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,13 +15,14 @@ from tests.cluster.site import Site
 from tests.k8s.golden_cases import POOLS
 from tests.scenarios.conftest import Moorage, installed
 
+REGION = "vendors"
 VENDORS = ("nvidia", "ascend", "mthreads", "enflame")
 RELEASE = "tiny-deepseek"
 REPOSITORY = "engine.moorage.local/vllm-cpu"
 TAINT = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
 
 
-def pool(vendor, image):
+def pool(vendor, image, capacity):
     """The vendor's golden pool as a pools file says it; its engines are this machine's."""
     binding = POOLS[vendor]
     return {
@@ -32,7 +33,7 @@ def pool(vendor, image):
         "node_selector": dict(binding.node_selector),
         "tolerations": [dict(item) for item in binding.tolerations],
         "arch": binding.arch,
-        "capacity": 16,
+        "capacity": capacity,
         "engine_images": {REPOSITORY: {"image": image, "version": "0.32.0"}},
         "weights_root": str(ROOT / ".moorage" / "weights"),
         "releases": [RELEASE],
@@ -52,28 +53,27 @@ def node_of(vendor, number=0, count=1):
 
 
 class Product:
-    """An installation whose regions, one per vendor, are this control plane."""
+    """An installation with this control plane as a region of four vendors' pools."""
 
     def __init__(self, moorage: Moorage, site: Site, folder: Path) -> None:
         self.moorage, self.site, self.folder = moorage, site, folder
         self.tenant_id = moorage.query("SELECT id FROM tenant WHERE kind = 'customer'")[0][0]
-        for vendor in VENDORS:
-            self.add_region(vendor, "engine.moorage.local/tiny:1")
+        self.prefer("nvidia")
         assert moorage.manage("seed_demo").returncode == 0
 
-    def add_region(self, vendor, image):
-        """Add the cluster under the vendor's name, or bring its pool up to date."""
+    def prefer(self, vendor, image="engine.moorage.local/tiny:1"):
+        """Add the cluster with its four pools, or bring them up to date: placement takes the smallest that fits."""
         file = self.folder / "pools.yaml"
-        file.write_text(yaml.safe_dump([pool(vendor, image)]))
+        file.write_text(yaml.safe_dump([pool(name, image, 3 if name == vendor else 16) for name in VENDORS]))
         kubeconfig = self.site.plane.folder / "app.kubeconfig"
         done = self.moorage.manage(
-            "cluster", "add", vendor, f"--region={vendor}", f"--kubeconfig={kubeconfig}", f"--pools={file}"
+            "cluster", "add", "vendors", f"--region={REGION}", f"--kubeconfig={kubeconfig}", f"--pools={file}"
         )
         assert done.returncode == 0, done.stderr
 
-    def create(self, vendor, name, **more):
-        """A new endpoint in the vendor's region; its id."""
-        body = {"name": name, "release": RELEASE, "region": vendor, **more}
+    def create(self, name, **more):
+        """A new endpoint on the pool that placement takes; its id."""
+        body = {"name": name, "release": RELEASE, "region": REGION, **more}
         answer = self.moorage.call("POST", "/endpoints", body)
         assert answer.status == 202, answer.body
         return answer.body["id"]

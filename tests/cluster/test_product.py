@@ -12,9 +12,10 @@ pytestmark = pytest.mark.cluster
 
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_an_endpoint_waits_for_its_pools_card_runs_there_scales_pauses_and_leaves_nothing(product, vendor):
+    product.prefer(vendor)
     others = [node_of(other, 9, 8) for other in VENDORS if other != vendor]
     product.site.start(*others)
-    endpoint_id = product.create(vendor, f"on-{vendor}")
+    endpoint_id = product.create(f"on-{vendor}")
     deployment_id = product.deployment(endpoint_id)
 
     waiting = product.moorage.until_phase(endpoint_id, "waiting_capacity", 60)
@@ -52,10 +53,32 @@ def nodes(product, deployment_id):
     return sorted(pod["spec"]["nodeName"] for pod in product.pods(deployment_id))
 
 
-DRIFT = {
-    "image": {
-        "spec": {"template": {"spec": {"containers": [{"name": "engine", "image": "engine.moorage.local/x:9"}]}}}
-    },
-    "deadline": {"spec": {"progressDeadlineSeconds": 7}},
-    "label": {"metadata": {"labels": {"moorage.dev/tenant": None}}},
-}
+def test_a_real_engine_in_a_pod_answers_through_the_gateway_and_is_billed(product):
+    product.prefer("enflame", "engine.moorage.local/vllm-cpu:0.32.0")
+    product.site.start(node_of("enflame", 5))
+    endpoint_id = product.create("real-engine")
+    deployment_id = product.deployment(endpoint_id)
+    product.moorage.until_phase(endpoint_id, "running")
+    [pod] = product.pods(deployment_id)
+    assert pod["spec"]["nodeName"] == "enflame-5"
+    assert pod["spec"]["containers"][0]["image"] == "engine.moorage.local/vllm-cpu:0.32.0"
+
+    answer = product.moorage.chat(endpoint_id)
+    assert answer.status == 200, answer.body
+    event = product.moorage.event_of(answer.headers["x-request-id"])
+    assert event["counts"]["out"] == answer.body["usage"]["completion_tokens"] > 1
+
+    product.delete(endpoint_id)
+    product.moorage.until_phase(endpoint_id, "deleted", 120)
+    wait_until(lambda: billed_s(product, deployment_id) >= 1, "the seconds that it served", 60)
+    assert product.leftovers(deployment_id) == ([], [], [(0, False, 0)])
+    product.moorage.assert_books()
+    product.site.nodes.remove("enflame-5")
+    product.prefer("enflame")
+
+
+def billed_s(product, deployment_id):
+    """Accelerator seconds of a deployment that are rated so far."""
+    sql = """SELECT coalesce(sum(l.quantity), 0) FROM rated_line l JOIN usage_event u USING (event_id)
+             WHERE u.kind = 'accel' AND u.subject_id = %s"""
+    return product.moorage.query(sql, deployment_id)[0][0]

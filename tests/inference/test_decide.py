@@ -314,3 +314,13 @@ def test_a_pool_is_never_overdrawn_on_the_way(world, room):
     for _ in range(PASSES):
         world.one_pass()
         assert world.room >= 0
+
+
+def test_drift_in_facts_that_are_too_old_to_act_on_is_looked_at_again():
+    world = running()
+    world.set(fresh=False, seen=replace(world.deployment.seen, owned="another's"))
+    decision = decide(world.row)
+    assert decision.actions == ()
+    assert decision.retry_s is not None
+    world.set(fresh=True)
+    assert kinds(decide(world.row)) == [do.Apply]
