@@ -31,6 +31,8 @@ _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIm
 _START_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError"}
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 _LINE_CHARS = 300
+# Kubernetes keeps such a pod, and a name that is fixed, as long as nobody can say that its engine has ended.
+_UNTIL = "Its pod stays until the node answers, is taken out of the cluster or is marked out-of-service."
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ def _pod_reason(pod: Object, container: dict[str, Any], *, lost: bool) -> tuple[
     status = pod.get("status", {})
     if status.get("reason") == "Evicted":
         return EVICTED, f"The node ended this replica: {_short(status.get('message', ''))}"
+    if lost and "deletionTimestamp" in pod["metadata"]:
+        return NODE_LOST, f"The node that ran this replica does not answer. {_UNTIL}"
     if lost:
         return NODE_LOST, "The node that runs this replica does not answer."
     if "deletionTimestamp" in pod["metadata"]:
