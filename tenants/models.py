@@ -22,6 +22,7 @@ class Role(models.TextChoices):
     OWNER = "owner"
     DEVELOPER = "developer"
     FINANCE = "finance"
+    VIEWER = "viewer"
 
 
 class Tenant(models.Model):
@@ -65,9 +66,43 @@ class Membership(models.Model):
         return f"{self.user} is {self.role} of {self.tenant}"
 
 
+class Invitation(models.Model):
+    """A role that waits for a person. Only the digest of its link is stored; an accepted one is gone."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="invitations")
+    role = models.TextField(choices=Role.choices)
+    note = models.TextField()
+    digest = models.BinaryField(max_length=32, unique=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "invitation"
+        constraints = (models.CheckConstraint(condition=models.Q(role__in=Role.values), name="invitation_role"),)
+
+    def __str__(self) -> str:
+        return f"{self.note} as {self.role}"
+
+
+class SignInCount(models.Model):
+    """Failed sign-ins of a subject (an account or an address) in the window that began at `since`."""
+
+    subject = models.TextField(primary_key=True)
+    since = models.DateTimeField()
+    failures = models.PositiveIntegerField()
+
+    class Meta:
+        db_table = "sign_in_count"
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.failures}"
+
+
 class Scope(models.TextChoices):
     INFERENCE = "inference"
     MANAGE = "manage"
+    BILLING = "billing"
 
 
 class ApiKey(models.Model):

@@ -8,7 +8,10 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import QuerySet
 
-from tenants.models import ApiKey, EndpointCap, Membership, Quota, Tenant
+from kernel.clock import utcnow
+from tenants.models import ApiKey, AuditLog, EndpointCap, Invitation, Membership, Quota, Tenant
+
+AUDIT_SHOWN = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,19 @@ def quota_limit(tenant_id: UUID, resource: str) -> int:
 def tenant_get(tenant_id: UUID) -> Tenant:
     """The tenant; Tenant.DoesNotExist outside its scope."""
     return Tenant.objects.get(id=tenant_id)
+
+
+def member_list_for(tenant_id: UUID) -> list[Membership]:
+    """A tenant's members with their `user`, by name."""
+    return list(Membership.objects.filter(tenant_id=tenant_id).select_related("user").order_by("user__username"))
+
+
+def invitation_list_for(tenant_id: UUID) -> list[Invitation]:
+    """Invitations that can still be accepted, newest first."""
+    waiting = Invitation.objects.filter(tenant_id=tenant_id, expires_at__gt=utcnow())
+    return list(waiting.order_by("-created_at"))
+
+
+def audit_list_for(tenant_id: UUID) -> list[AuditLog]:
+    """What was done in a tenant lately, newest first."""
+    return list(AuditLog.objects.filter(tenant_id=tenant_id).order_by("-seq")[:AUDIT_SHOWN])

@@ -1,7 +1,7 @@
 """API keys across two rooms: the row in PostgreSQL, and after commit the record at the gateways."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from uuid import UUID
@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from controlplane.projection import cut_streams, key_record, project_key, seed_spend
 from kernel.wire import KeyRecord
 from tenants import services
-from tenants.models import ApiKey
+from tenants.models import ApiKey, Role
+from tenants.permissions import check_scopes
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,18 @@ def key_create(
     tenant_id: UUID,
     name: str,
     actor: str,
+    maker: Collection[str] = tuple(Role),
     scopes: list[str] | None = None,
     allowed_models: list[str] | None = None,
     rpm: int = 600,
     concurrency: int = 64,
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key that gateways know once the transaction is committed; its text is shown once."""
+    """A new key that gateways know once the transaction is committed; its text is shown once.
+
+    `maker` are the roles or scopes of whoever makes it. Problem FORBIDDEN for a scope that they lack.
+    """
+    check_scopes(scopes or (), maker)
     key, text = services.api_key_create(
         tenant_id=tenant_id,
         name=name,

@@ -60,6 +60,8 @@ REDIS_URL = env("REDIS_URL", default="redis://127.0.0.1:6379/0")
 REDIS_GATEWAY_URL = env("REDIS_GATEWAY_URL", default=f"{REDIS_URL.rsplit('/', 1)[0]}/1")
 WEB_LISTEN = env("WEB_LISTEN", default="127.0.0.1:8000")
 GATEWAY_URL = env("GATEWAY_URL", default="http://127.0.0.1:8080")
+# Where this process reaches the gateway's public listener, if it is not where customers reach it.
+GATEWAY_PRIVATE_URL = env("GATEWAY_PRIVATE_URL", default=GATEWAY_URL)
 GATEWAY_INTERNAL_URLS = env.list("GATEWAY_INTERNAL_URLS", default=["http://127.0.0.1:8081"])
 
 INSTALLED_APPS = [
@@ -139,7 +141,7 @@ WHITENOISE_USE_FINDERS = True
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["controlplane.api.authentication.ApiKeyAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["controlplane.api.authentication.ManageScope"],
+    "DEFAULT_PERMISSION_CLASSES": ["controlplane.api.authentication.HoldsKey"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",

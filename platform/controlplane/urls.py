@@ -10,6 +10,7 @@ urlpatterns = [
     path("", include("controlplane.console.urls")),
 ]
 
+handler400 = "controlplane.console.errors.malformed"
 handler403 = "controlplane.console.errors.forbidden"
 handler404 = "controlplane.console.errors.not_found"
 handler500 = "controlplane.console.errors.broken"

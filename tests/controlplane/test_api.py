@@ -33,7 +33,7 @@ class Api:
 
 @pytest.fixture
 def api(database: None) -> Api:
-    return Api(["manage"])
+    return Api(["manage", "billing"])
 
 
 def new_key() -> dict[str, str]:
@@ -113,7 +113,7 @@ def test_bad_input_names_the_field(api: Api) -> None:
 
 
 def test_another_tenants_objects_look_absent(api: Api) -> None:
-    other = Api(["manage"], "Other")
+    other = Api(["manage", "billing"], "Other")
     created = other.call("POST", "/api-keys", {"name": "theirs"}, **new_key()).json()
     foreign = api.call("DELETE", f"/api-keys/{created['public_id']}")
     absent = api.call("DELETE", "/api-keys/absent000000")

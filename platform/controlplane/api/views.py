@@ -160,6 +160,7 @@ class ApiKeyList(APIView):
             key, text = keys.key_create(
                 tenant_id=principal(request).tenant_id,
                 actor=principal(request).name,
+                maker=principal(request).scopes,
                 allowed_models=wanted.pop("models"),
                 **wanted,
             )

@@ -6,6 +6,8 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
+from controlplane.console import words
+
 LEFT_TO_RIGHT = {"dir": "ltr", "spellcheck": "false", "autocomplete": "off"}
 
 
@@ -17,7 +19,7 @@ class KeyForm(forms.Form):
     )
     scopes = forms.MultipleChoiceField(
         label=_("May"),
-        choices=[("inference", _("Call endpoints")), ("manage", _("Manage endpoints, keys and billing over the API"))],
+        choices=list(words.SCOPES.items()),
         initial=["inference"],
         widget=forms.CheckboxSelectMultiple,
     )
@@ -36,6 +38,15 @@ class KeyForm(forms.Form):
         last_day = values.pop("expires_on")
         values["expires_at"] = datetime.combine(last_day, time.max, UTC) if last_day else None
         return values
+
+
+class InvitationForm(forms.Form):
+    """Somebody who should join the tenant."""
+
+    note = forms.CharField(
+        label=_("For whom"), max_length=80, help_text=_("A name or an address, so that you know the invitation again.")
+    )
+    role = forms.ChoiceField(label=_("Role"), choices=list(words.ROLES.items()), initial="developer")
 
 
 class DeployForm(forms.Form):

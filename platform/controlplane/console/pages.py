@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from django.contrib.auth.decorators import login_required
 from django.forms import Form
@@ -12,8 +12,11 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
 
+from controlplane.console import words
+from controlplane.gates import GATES
 from kernel.problems import Problem
 from tenants.models import Membership, Tenant
+from tenants.permissions import Action, may
 from tenants.selectors import membership_list_for
 
 View = Callable[..., HttpResponse]
@@ -23,6 +26,8 @@ class TenantRequest(HttpRequest):
     """A request of a member, as TenantMiddleware leaves it."""
 
     tenant: Tenant
+    membership: Membership
+    holders: frozenset[str]
 
 
 SECTIONS = {
@@ -33,6 +38,7 @@ SECTIONS = {
     "keys": _("API keys"),
     "usage": _("Usage"),
     "billing": _("Billing"),
+    "members": _("Members"),
 }
 
 
@@ -50,9 +56,17 @@ def page(view: View) -> View:
         except Problem as problem:
             if problem.type.status == 404:
                 raise Http404(problem.detail) from problem
-            return show(request, "console/problem.html", {"problem": problem}, status=problem.type.status)
+            return problem_page(request, problem)
 
     return guarded
+
+
+def problem_page(request: HttpRequest, problem: Problem) -> HttpResponse:
+    """A Problem as a page; one of a role says who may, in the reader's language."""
+    allowed = [words.label_of(words.ROLES, name) for name in problem.extra.get("allowed", ()) if name in words.ROLES]
+    member = cast(TenantRequest, request)
+    context = {"problem": problem, "allowed": allowed, "role": words.ROLES[member.membership.role]}
+    return show(member, "console/problem.html", context, status=problem.type.status)
 
 
 def show(
@@ -68,8 +82,13 @@ def show(
             "current": "page" if here == name else "true" if (here or "").startswith(name.rstrip("s")) else "",
         }
         for name, label in SECTIONS.items()
+        if may(GATES[f"console:{name}"][0], request.holders)
     ]
-    frame = {"navigation": navigation, "memberships": memberships(request)}
+    frame = {
+        "navigation": navigation,
+        "memberships": memberships(request),
+        "may": {action.value: may(action, request.holders) for action in Action},
+    }
     return render(request, template, frame | (context or {}), status=status)
 
 

@@ -15,22 +15,29 @@ ALLOWED = ("model", "messages", "max_tokens", "temperature")
 TIMEOUT = httpx2.Timeout(300, connect=5)
 
 
-def question(payload: dict[str, Any]) -> dict[str, Any]:
-    """The completion request: the fields that the page may set, streamed, with usage at the end."""
+def question(payload: Any) -> bytes:
+    """The completion request: the fields that the page may set, streamed, with usage at the end.
+
+    TypeError for anything but an object; ValueError and RecursionError for one that is no good JSON.
+    """
+    if not isinstance(payload, dict):
+        raise TypeError("expected an object")
     chosen = {name: payload[name] for name in ALLOWED if name in payload}
-    return chosen | {"stream": True, "stream_options": {"include_usage": True}}
+    asked = chosen | {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
 
 
-async def relay(authorization: str, body: dict[str, Any]) -> AsyncIterator[bytes]:
+async def relay(authorization: str, body: bytes) -> AsyncIterator[bytes]:
     """Server-sent events of the gateway, byte for byte; a refusal arrives as one event with its error object.
 
     When the browser leaves, this generator is closed and the gateway sees the hang-up at once.
     """
-    url = f"{settings.GATEWAY_URL}/v1/chat/completions"
+    url = f"{settings.GATEWAY_PRIVATE_URL}/v1/chat/completions"
+    headers = {"Authorization": authorization, "Content-Type": "application/json"}
     try:
         async with (
             httpx2.AsyncClient(timeout=TIMEOUT, trust_env=False) as client,
-            client.stream("POST", url, json=body, headers={"Authorization": authorization}) as answer,
+            client.stream("POST", url, content=body, headers=headers) as answer,
         ):
             if answer.status_code == httpx2.codes.OK:
                 async for chunk in answer.aiter_raw():

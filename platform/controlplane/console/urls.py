@@ -3,13 +3,15 @@
 from django.urls import path
 from django.views.i18n import set_language
 
-from controlplane.console.views import billing, catalogue, endpoints, keys, overview, playground, session
+from controlplane.console.views import billing, catalogue, endpoints, keys, members, overview, playground, session
 
 app_name = "console"
 urlpatterns = [
     path("", overview.overview, name="overview"),
     path("sign-in", session.login, name="login"),
     path("sign-out", session.logout, name="logout"),
+    path("account", session.account, name="account"),
+    path("invitation/<str:secret>", session.invitation, name="invitation"),
     path("language", set_language, name="language"),
     path("tenant", session.tenant_switch, name="tenant"),
     path("catalogue", catalogue.catalogue, name="catalogue"),
@@ -28,4 +30,8 @@ urlpatterns = [
     path("keys/<str:public_id>/revoke", keys.key_revoke, name="key_revoke"),
     path("usage", billing.usage, name="usage"),
     path("billing", billing.billing, name="billing"),
+    path("members", members.members, name="members"),
+    path("members/<int:member_id>/role", members.member_role, name="member_role"),
+    path("members/<int:member_id>/remove", members.member_remove, name="member_remove"),
+    path("invitations/<uuid:invitation_id>/withdraw", members.invitation_withdraw, name="invitation_withdraw"),
 ]

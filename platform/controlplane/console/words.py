@@ -159,7 +159,23 @@ INVOICES = {
     "paid": _good(_("Paid")),
     "void": Word(_("Void")),
 }
-SCOPES = {"inference": _("Call endpoints"), "manage": _("Manage over the API")}
+SCOPES = {
+    "inference": _("Call endpoints"),
+    "manage": _("Manage endpoints and keys over the API"),
+    "billing": _("Read the bills over the API"),
+}
+ROLES = {
+    "owner": _("Owner"),
+    "developer": _("Developer"),
+    "finance": _("Finance"),
+    "viewer": _("Viewer"),
+}
+ROLE_HINTS = {
+    "owner": _("Everything, and who the members are."),
+    "developer": _("Deploys and changes endpoints, makes and revokes keys; sees usage, not the bills."),
+    "finance": _("Sees usage, the ledger and the invoices; changes no endpoint and no key."),
+    "viewer": _("Sees endpoints, keys and usage and changes nothing."),
+}
 KEY_ACTIVE, KEY_EXPIRED, KEY_REVOKED = _good(_("Active")), _warning(_("Expired")), Word(_("Revoked"))
 
 

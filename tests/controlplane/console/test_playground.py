@@ -48,7 +48,7 @@ def response(status: str, body: bytes, kind: str = "text/event-stream") -> bytes
 
 async def collect(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> bytes:
     async with listening(gateway) as url:
-        monkeypatch.setattr(settings, "GATEWAY_URL", url)
+        monkeypatch.setattr(settings, "GATEWAY_PRIVATE_URL", url)
         body = playground.question({"model": "ep_1", "messages": []})
         return b"".join([chunk async for chunk in playground.relay("Bearer moorage_live_key", body)])
 
@@ -73,7 +73,7 @@ def test_the_members_own_key_and_only_known_fields_go_to_the_gateway(monkeypatch
 
 
 def test_a_field_that_the_page_does_not_have_is_dropped():
-    asked = playground.question({"model": "ep_1", "stream": False, "priority": 9, "max_tokens": 3})
+    asked = json.loads(playground.question({"model": "ep_1", "stream": False, "priority": 9, "max_tokens": 3}))
     assert asked["stream"] is True
     assert asked["max_tokens"] == 3
     assert "priority" not in asked
@@ -91,7 +91,7 @@ def test_a_refusal_without_a_reason_is_still_a_sentence(monkeypatch):
 
 
 def test_a_gateway_that_is_down_is_a_sentence_too(monkeypatch):
-    monkeypatch.setattr(settings, "GATEWAY_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(settings, "GATEWAY_PRIVATE_URL", "http://127.0.0.1:9")
 
     async def ask() -> bytes:
         return b"".join([chunk async for chunk in playground.relay("", playground.question({}))])
@@ -105,7 +105,7 @@ def test_when_the_browser_leaves_the_gateway_sees_the_hang_up(monkeypatch):
 
     async def leave_after_the_first_event() -> None:
         async with listening(gateway) as url:
-            monkeypatch.setattr(settings, "GATEWAY_URL", url)
+            monkeypatch.setattr(settings, "GATEWAY_PRIVATE_URL", url)
 
             async def browser() -> None:
                 async for _chunk in playground.relay("", playground.question({})):

@@ -40,7 +40,9 @@ def keys(request: TenantRequest) -> HttpResponse:
         form = KeyForm(request.POST)
         if form.is_valid():
             try:
-                _key, secret = key_create(tenant_id=request.tenant.id, actor=actor(request), **form.arguments())
+                _key, secret = key_create(
+                    tenant_id=request.tenant.id, actor=actor(request), maker=request.holders, **form.arguments()
+                )
                 form = KeyForm()
             except Problem as problem:
                 blame(form, problem)

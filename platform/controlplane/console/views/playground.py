@@ -2,13 +2,14 @@
 
 import json
 
+from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.console import playground as stream
 from controlplane.console.pages import TenantRequest, page, show
 from controlplane.console.queries import endpoint_choices
-from kernel.problems import INVALID_JSON, UNAUTHENTICATED, Problem
+from kernel.problems import INVALID_API_KEY, INVALID_JSON, UNAUTHENTICATED, Problem
 
 
 @require_safe
@@ -24,13 +25,14 @@ def playground_stream(request: HttpRequest) -> JsonResponse | StreamingHttpRespo
     """POST JSON {model, messages, max_tokens, temperature} with the key as bearer; answers server-sent events."""
     if getattr(request, "tenant", None) is None:
         return _refuse(Problem(UNAUTHENTICATED, "sign in again"))
+    authorization = request.headers.get("Authorization", "")
+    if not authorization.isascii():
+        return _refuse(Problem(INVALID_API_KEY, "this is no Moorage API key; copy it whole, it starts with moorage_"))
     try:
-        payload = json.loads(request.body)
-    except ValueError:
-        payload = None
-    if not isinstance(payload, dict):
-        return _refuse(Problem(INVALID_JSON, "the body is a JSON object"))
-    events = stream.relay(request.headers.get("Authorization", ""), stream.question(payload))
+        body = stream.question(json.loads(request.body))
+    except (ValueError, TypeError, RecursionError, RequestDataTooBig):
+        return _refuse(Problem(INVALID_JSON, "the body is a JSON object, not nested too deeply and below 2.5 MB"))
+    events = stream.relay(authorization, body)
     answer = StreamingHttpResponse(events, content_type="text/event-stream")
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"

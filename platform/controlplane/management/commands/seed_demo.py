@@ -109,5 +109,5 @@ def demo_tenant(release: str) -> Demo:
         idem_key=f"demo:{tenant.id}",
         actor=ACTOR,
     )
-    _, text = keys.key_create(tenant_id=tenant.id, name="demo", actor=ACTOR, scopes=[Scope.INFERENCE, Scope.MANAGE])
+    _, text = keys.key_create(tenant_id=tenant.id, name="demo", actor=ACTOR, scopes=list(Scope))
     return Demo(USERNAME, password, text, release)

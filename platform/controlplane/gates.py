@@ -1,0 +1,71 @@
+"""What each route asks of the one who calls it, for the console and the API alike.
+
+A route that is missing here is refused to everybody; a test holds the table against the URL resolver.
+"""
+
+from collections.abc import Collection
+
+from django.urls import ResolverMatch
+
+from kernel.problems import FORBIDDEN, Problem
+from tenants.permissions import Action, check
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# No tenant is needed to get here.
+OPEN = frozenset(
+    {"api:openapi", "console:login", "console:logout", "console:language", "console:invitation", "console:account"}
+)
+_READ, _ENDPOINTS, _KEYS, _BILLING, _MEMBERS = (
+    Action.READ,
+    Action.ENDPOINTS,
+    Action.KEYS,
+    Action.BILLING,
+    Action.MEMBERS,
+)
+# Route → what reading and what writing needs.
+GATES: dict[str, tuple[Action, Action]] = {
+    "console:overview": (_READ, _READ),
+    "console:tenant": (_READ, _READ),
+    "console:catalogue": (_READ, _READ),
+    "console:endpoints": (_READ, _ENDPOINTS),
+    "console:endpoint_new": (_ENDPOINTS, _ENDPOINTS),
+    "console:endpoint_quote": (_ENDPOINTS, _ENDPOINTS),
+    "console:endpoint": (_READ, _ENDPOINTS),
+    "console:endpoint_live": (_READ, _ENDPOINTS),
+    "console:endpoint_scale": (_ENDPOINTS, _ENDPOINTS),
+    "console:endpoint_pause": (_ENDPOINTS, _ENDPOINTS),
+    "console:endpoint_resume": (_ENDPOINTS, _ENDPOINTS),
+    "console:endpoint_delete": (_ENDPOINTS, _ENDPOINTS),
+    "console:playground": (_READ, _READ),
+    "console:playground_stream": (_READ, _READ),
+    "console:keys": (_READ, _KEYS),
+    "console:key_revoke": (_KEYS, _KEYS),
+    "console:usage": (_READ, _READ),
+    "console:billing": (_BILLING, _BILLING),
+    "console:members": (_READ, _MEMBERS),
+    "console:member_role": (_MEMBERS, _MEMBERS),
+    "console:member_remove": (_MEMBERS, _MEMBERS),
+    "console:invitation_withdraw": (_MEMBERS, _MEMBERS),
+    "api:releases": (_READ, _READ),
+    "api:endpoints": (_READ, _ENDPOINTS),
+    "api:endpoint": (_READ, _ENDPOINTS),
+    "api:endpoint-scale": (_READ, _ENDPOINTS),
+    "api:endpoint-pause": (_READ, _ENDPOINTS),
+    "api:endpoint-resume": (_READ, _ENDPOINTS),
+    "api:api-keys": (_READ, _KEYS),
+    "api:api-key": (_READ, _KEYS),
+    "api:balance": (_READ, _READ),
+    "api:usage": (_READ, _READ),
+    "api:ledger-entries": (_BILLING, _BILLING),
+    "api:invoices": (_BILLING, _BILLING),
+    "api:invoice": (_BILLING, _BILLING),
+}
+
+
+def pass_gate(match: ResolverMatch, method: str, holders: Collection[str]) -> None:
+    """Problem FORBIDDEN where these roles or scopes may not call this route with this method."""
+    if match.view_name in OPEN:
+        return
+    if match.view_name not in GATES:
+        raise Problem(FORBIDDEN, "nobody may call this address")
+    check(GATES[match.view_name][method not in SAFE_METHODS], holders)
