@@ -52,9 +52,10 @@ def database_url(admin_dsn: str) -> Iterator[str]:
 def migrated_database(database_url: str, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
     """The database with every migration applied by the owner."""
     location = psycopg.conninfo.conninfo_to_dict(database_url)
-    target = connections.settings["default"]
-    target.update(HOST=location["host"], PORT=str(location["port"]), NAME=location["dbname"])
-    target.update(USER="moorage_test", PASSWORD="tests")
+    for alias in connections.settings:
+        target = connections.settings[alias]
+        target.update(HOST=location["host"], PORT=str(location["port"]), NAME=location["dbname"])
+        target.update(USER="moorage_test", PASSWORD="tests")
     with django_db_blocker.unblock():
         with as_role("owner"):
             call_command("migrate", verbosity=0)

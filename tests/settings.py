@@ -8,4 +8,5 @@ from controlplane.settings import *  # noqa: F403
 from controlplane.settings import DATABASES
 
 DATABASES["default"]["OPTIONS"] = {}
+DATABASES["system"]["OPTIONS"] = {"options": "-c role=moorage_system"}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -10,17 +10,19 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
+from controlplane.across import across_tenants
 from controlplane.api.problems import problem_response
-from controlplane.console.errors import API_PREFIX, malformed
+from controlplane.console.errors import API_PREFIX, malformed, not_found
 from controlplane.console.pages import problem_page
 from controlplane.gates import pass_gate
 from kernel import keys
 from kernel.clock import utcnow
 from kernel.problems import INVALID_API_KEY, TENANT_SUSPENDED, UNAUTHENTICATED, Problem
-from tenants.models import Membership, Standing, Tenant
+from tenants.models import Membership, Standing, Tenant, TenantKind
 from tenants.rls import tenant_scope
 from tenants.selectors import KeyCredential, key_credential, membership_list_for, tenant_get
 
+OPERATOR_PREFIX = "/operator/"
 SESSION_TENANT = "tenant_id"
 # A miss costs the same comparison as a hit.
 _NO_DIGEST = bytes(32)
@@ -72,6 +74,8 @@ class TenantMiddleware:
         request = cast(ScopedRequest, plain)
         if request.tenant is None or request.resolver_match is None or request.method is None:
             return None
+        if request.path.startswith(OPERATOR_PREFIX) and request.tenant.kind != TenantKind.OPERATOR:
+            return not_found(request, ValueError("another tenant's"))
         try:
             pass_gate(request.resolver_match, request.method, request.holders)
         except Problem as problem:
@@ -99,6 +103,9 @@ class TenantMiddleware:
         with tenant_scope(membership.tenant_id, user_id=user_id):
             request.membership, request.holders = membership, frozenset({membership.role})
             request.tenant = membership.tenant
+            if request.path.startswith(OPERATOR_PREFIX) and membership.tenant.kind == TenantKind.OPERATOR:
+                with across_tenants():
+                    return _kept_if_good(self.get_response(request))
             return _kept_if_good(self.get_response(request))
 
 

@@ -49,11 +49,17 @@ HTTPS = env.bool("MOORAGE_HTTPS", default=False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SESSION_COOKIE_AGE = 12 * 3600
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"
 CSRF_FAILURE_VIEW = "controlplane.console.errors.csrf_refused"
 
-DATABASES = {"default": django_config(env("DATABASE_URL", default="postgres://127.0.0.1:5432/moorage"), ROLE, SECRET)}
+DATABASE_URL = env("DATABASE_URL", default="postgres://127.0.0.1:5432/moorage")
+# `system` is for the operator's pages alone (controlplane.across); opened when the first of them is asked for.
+DATABASES = {
+    "default": django_config(DATABASE_URL, ROLE, SECRET),
+    "system": django_config(DATABASE_URL, "system", SECRET),
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 REDIS_URL = env("REDIS_URL", default="redis://127.0.0.1:6379/0")

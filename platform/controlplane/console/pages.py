@@ -15,7 +15,7 @@ from django.views.decorators.cache import never_cache
 from controlplane.console import words
 from controlplane.gates import GATES
 from kernel.problems import Problem
-from tenants.models import Membership, Tenant
+from tenants.models import Membership, Tenant, TenantKind
 from tenants.permissions import Action, may
 from tenants.selectors import membership_list_for
 
@@ -39,6 +39,12 @@ SECTIONS = {
     "usage": _("Usage"),
     "billing": _("Billing"),
     "members": _("Members"),
+}
+OPERATOR_SECTIONS = {
+    "operator_tenants": _("Tenants"),
+    "operator_invoices": _("Invoices"),
+    "operator_pools": _("Pools"),
+    "operator_health": _("Health"),
 }
 
 
@@ -73,23 +79,29 @@ def show(
     request: TenantRequest, template: str, context: dict[str, Any] | None = None, *, status: int = 200
 ) -> HttpResponse:
     """Render a page in the frame: navigation with its place marked, and the member's other tenants."""
-    here = request.resolver_match.url_name if request.resolver_match else ""
-    navigation = [
-        {
-            "url": reverse(f"console:{name}"),
-            "icon": name,
-            "label": label,
-            "current": "page" if here == name else "true" if (here or "").startswith(name.rstrip("s")) else "",
-        }
-        for name, label in SECTIONS.items()
-        if may(GATES[f"console:{name}"][0], request.holders)
-    ]
+    operates = request.tenant.kind == TenantKind.OPERATOR
     frame = {
-        "navigation": navigation,
+        "navigation": _navigation(request, SECTIONS),
+        "operator_navigation": _navigation(request, OPERATOR_SECTIONS) if operates else [],
         "memberships": memberships(request),
         "may": {action.value: may(action, request.holders) for action in Action},
     }
     return render(request, template, frame | (context or {}), status=status)
+
+
+def _navigation(request: TenantRequest, sections: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sections that the member may open, with the place of this page marked."""
+    here = (request.resolver_match.url_name if request.resolver_match else "") or ""
+    return [
+        {
+            "url": reverse(f"console:{name}"),
+            "icon": name,
+            "label": label,
+            "current": "page" if here == name else "true" if here.startswith(name.rstrip("s")) else "",
+        }
+        for name, label in sections.items()
+        if may(GATES[f"console:{name}"][0], request.holders)
+    ]
 
 
 def memberships(request: TenantRequest) -> list[Membership]:

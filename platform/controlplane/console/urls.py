@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.i18n import set_language
 
-from controlplane.console.views import billing, catalogue, endpoints, keys, members, overview, playground, session
+from controlplane.console.views import billing, catalogue, endpoints, keys, members, operator, overview, playground, session
 
 app_name = "console"
 urlpatterns = [
@@ -30,6 +30,15 @@ urlpatterns = [
     path("keys/<str:public_id>/revoke", keys.key_revoke, name="key_revoke"),
     path("usage", billing.usage, name="usage"),
     path("billing", billing.billing, name="billing"),
+    path("operator/tenants", operator.tenants, name="operator_tenants"),
+    path("operator/tenants/<str:tenant_id>", operator.tenant, name="operator_tenant"),
+    path("operator/tenants/<str:tenant_id>/money", operator.money, name="operator_money"),
+    path("operator/tenants/<str:tenant_id>/quota", operator.quota, name="operator_quota"),
+    path("operator/invoices", operator.invoices, name="operator_invoices"),
+    path("operator/invoices/<str:invoice_id>", operator.invoice, name="operator_invoice"),
+    path("operator/operations/<uuid:operation_id>", operator.operation, name="operator_operation"),
+    path("operator/pools", operator.pools, name="operator_pools"),
+    path("operator/health", operator.health, name="operator_health"),
     path("members", members.members, name="members"),
     path("members/<int:member_id>/role", members.member_role, name="member_role"),
     path("members/<int:member_id>/remove", members.member_remove, name="member_remove"),
