@@ -49,6 +49,19 @@ class InvitationForm(forms.Form):
     role = forms.ChoiceField(label=_("Role"), choices=list(words.ROLES.items()), initial="developer")
 
 
+class MoneyForm(forms.Form):
+    """Money that an operator books for a tenant; `idem_key` makes a repeated press book once."""
+
+    action = forms.ChoiceField(
+        label=_("What it is"), choices=[(name, words.OPERATIONS[name]) for name in ("topup", "grant")]
+    )
+    amount = forms.CharField(
+        label=_("Amount"), max_length=40, widget=forms.TextInput(LEFT_TO_RIGHT | {"inputmode": "decimal"})
+    )
+    reason = forms.CharField(label=_("Reason"), max_length=200, help_text=_("Goes into the audit log, with your name."))
+    idem_key = forms.CharField(label=_("Reference"), max_length=80, widget=forms.TextInput(LEFT_TO_RIGHT))
+
+
 class DeployForm(forms.Form):
     """A new dedicated endpoint. Choices come from the catalogue and the pools."""
 

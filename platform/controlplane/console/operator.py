@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.db.models import Count, F, Q, Sum
 
+from billing.ledger import ALARM
 from billing.models import GatewayJournal, Invoice, Operation, Quarantine
 from billing.selectors import Balance, balance_for
 from controlplane.console import words
@@ -20,7 +21,6 @@ from tenants.models import Outbox, Quota, Tenant
 from tenants.services import DEFAULT_QUOTAS
 
 SHOWN = 100
-ALARM_TOPIC = "alarm"
 ALARMS_SINCE = timedelta(hours=24)
 LATE = timedelta(minutes=1)
 
@@ -174,9 +174,7 @@ def meter_rows() -> list[MeterRow]:
 
 def alarms() -> list[Outbox]:
     """What raised an alarm within a day, newest first: red invariants of the books, late money, full quarantine."""
-    return list(
-        Outbox.objects.filter(topic=ALARM_TOPIC, created_at__gt=utcnow() - ALARMS_SINCE).order_by("-id")[:SHOWN]
-    )
+    return list(Outbox.objects.filter(topic=ALARM, created_at__gt=utcnow() - ALARMS_SINCE).order_by("-id")[:SHOWN])
 
 
 def quarantine() -> tuple[int, list[Quarantine]]:

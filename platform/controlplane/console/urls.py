@@ -3,7 +3,17 @@
 from django.urls import path
 from django.views.i18n import set_language
 
-from controlplane.console.views import billing, catalogue, endpoints, keys, members, operator, overview, playground, session
+from controlplane.console.views import (
+    billing,
+    catalogue,
+    endpoints,
+    keys,
+    members,
+    operator,
+    overview,
+    playground,
+    session,
+)
 
 app_name = "console"
 urlpatterns = [

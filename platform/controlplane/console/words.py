@@ -178,6 +178,16 @@ ROLE_HINTS = {
 }
 KEY_ACTIVE, KEY_EXPIRED, KEY_REVOKED = _good(_("Active")), _warning(_("Expired")), Word(_("Revoked"))
 
+STANDINGS = {"active": _good(_("Active")), "suspended": _bad(_("Suspended"))}
+RESOURCES = {"endpoints": _("Endpoints"), "accelerators": _("Accelerators")}
+OPERATIONS = {
+    "topup": _("Top-up"),
+    "grant": _("Promotional credit"),
+    "reverse": _("Reversal"),
+    "correct": _("Correction of usage"),
+}
+METER_OK, METER_LATE = _good(_("Up to date")), _warning(_("Behind"))
+
 
 def condition(status: str, reason: str) -> Word:
     """Icon and tone of a condition: what is false for a good reason is no alarm."""

@@ -16,7 +16,7 @@ from django.test import Client
 from controlplane.console import words
 from inference import hints
 from inference.models import Pool
-from tenants.models import Role, Tenant
+from tenants.models import Role, Tenant, TenantKind
 from tenants.services import member_add, tenant_create
 from tests.conftest import as_role
 
@@ -63,10 +63,10 @@ def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
 def newcomer(database: None) -> Callable[..., Person]:
     """Makes a person in a new tenant, signed in."""
 
-    def make(name: str = "Acme") -> Person:
+    def make(name: str = "Acme", *, kind: str = TenantKind.CUSTOMER, role: str = Role.OWNER) -> Person:
         user = User.objects.create_user(f"user-{uuid4().hex}", password="harbour-master")
-        tenant = tenant_create(name=name, currency="USD")
-        member_add(tenant_id=tenant.id, user=user, role=Role.OWNER)
+        tenant = tenant_create(name=name, currency="USD", kind=kind)
+        member_add(tenant_id=tenant.id, user=user, role=role)
         browser = Client()
         browser.force_login(user)
         return Person(user, tenant, browser)
@@ -78,6 +78,12 @@ def newcomer(database: None) -> Callable[..., Person]:
 def person(newcomer: Callable[..., Person]) -> Person:
     """A signed-in owner of a tenant."""
     return newcomer()
+
+
+@pytest.fixture
+def operator(newcomer: Callable[..., Person]) -> Person:
+    """A signed-in owner of the operator's tenant."""
+    return newcomer("Operator", kind=TenantKind.OPERATOR)
 
 
 @pytest.fixture

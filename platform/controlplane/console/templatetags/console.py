@@ -6,9 +6,11 @@ from typing import Any
 
 from django import template
 from django.templatetags.static import static
+from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from controlplane.console import words
 from controlplane.console.words import Word
 from kernel import money as kernel_money
 
@@ -35,6 +37,12 @@ def icon(name: str, classes: str = "") -> SafeString:
 def badge(word: Word) -> SafeString:
     """Icon and word in the word's tone."""
     return format_html('<span class="badge tone-{}">{}{}</span>', word.tone, icon(word.icon, word.motion), word.label)
+
+
+@register.simple_tag
+def word(table: str, code: str) -> str | Promise:
+    """The word that a table of `words` has for a code."""
+    return words.label_of(getattr(words, table), code)
 
 
 @register.simple_tag(takes_context=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib import messages
 from django.db import transaction
 from django.http import HttpResponse
@@ -87,9 +88,7 @@ def quota(request: TenantRequest, tenant_id: str) -> HttpResponse:
     def act() -> None:
         if not (typed.isascii() and typed.isdecimal() and len(typed) <= len(str(most)) and int(typed) <= most):
             raise Problem(INVALID_PARAMETER, f"limit is a whole number from 0 to {most}", param="limit")
-        quota_set(
-            tenant_id=found.id, resource=request.POST.get("resource", ""), limit=int(typed), actor=actor(request)
-        )
+        quota_set(tenant_id=found.id, resource=request.POST.get("resource", ""), limit=int(typed), actor=actor(request))
 
     return _said(request, act, _("The quota is changed."), "console:operator_tenant", tenant_id)
 
@@ -119,15 +118,20 @@ def invoice(request: TenantRequest, invoice_id: str) -> HttpResponse:
         wanted = ids.decode(ids.INVOICE, invoice_id)
     except ValueError as error:
         raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
+    sent = request.POST
     acts: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
         "issue": (invoice_issue, {}, _("The invoice is issued.")),
-        "pay": (invoice_pay, {"received_pico": 0}, _("The invoice is marked as paid.")),
-        "void": (invoice_void, {"reason": request.POST.get("reason", "")[:200]}, _("The invoice is void.")),
+        "pay": (
+            invoice_pay,
+            {"received_pico": _amount(sent.get("received", "0"))},
+            _("The invoice is marked as paid."),
+        ),
+        "void": (invoice_void, {"reason": sent.get("reason", "").replace("\0", "")[:200]}, _("The invoice is void.")),
         "credit": (credit_note_issue, {}, _("The credit note is issued.")),
     }
-    if request.POST.get("act") not in acts:
+    if sent.get("act") not in acts:
         raise Problem(INVALID_PARAMETER, f"act is one of {', '.join(acts)}", param="act")
-    service, arguments, done = acts[request.POST["act"]]
+    service, arguments, done = acts[sent["act"]]
     return _said(
         request,
         lambda: service(invoice_id=wanted, actor=actor(request), **arguments),
@@ -186,7 +190,7 @@ def _tenant_page(request: TenantRequest, found: Tenant, form: MoneyForm) -> Http
         "balance": balance,
         "accounts": [(words.label_of(words.ACCOUNTS, item.kind), item) for item in balance.accounts],
         "form": form,
-        "limit": kernel_money.parse(_two_person_above()),
+        "limit": kernel_money.parse(settings.TWO_PERSON_ABOVE),
         "quotas": [(_resource(row.resource), row) for row in reads.quota_rows(found)],
         "invoices": reads.invoice_rows(tenant=found),
         "operations": reads.operations_waiting(found),
@@ -195,14 +199,15 @@ def _tenant_page(request: TenantRequest, found: Tenant, form: MoneyForm) -> Http
     return show(request, "console/operator/tenant.html", context, status=422 if form.errors else 200)
 
 
+def _amount(text: str) -> int:
+    try:
+        return kernel_money.parse(text.strip() or "0")
+    except ValueError as error:
+        raise Problem(INVALID_PARAMETER, f"received: {error}", param="received") from error
+
+
 def _resource(name: str) -> str | Promise:
     return words.label_of(words.RESOURCES, name)
-
-
-def _two_person_above() -> str:
-    from django.conf import settings
-
-    return str(settings.TWO_PERSON_ABOVE)
 
 
 def _said(request: TenantRequest, act: Callable[[], object], done: str, route: str, *where: str) -> HttpResponse:
