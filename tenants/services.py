@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,11 +15,12 @@ from kernel import keys
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS
 from kernel.pricing import canonical
-from kernel.problems import INVALID_PARAMETER, Problem
+from kernel.problems import CONFLICT, INVALID_PARAMETER, Problem
 from tenants.models import ApiKey, EndpointCap, Membership, Quota, Role, Scope, Standing, Tenant, TenantKind
 
 DEFAULT_QUOTAS = {"endpoints": 20, "accelerators": 16}
 MAX_NAME_LENGTH = 80
+ROTATION_OVERLAP = timedelta(hours=24)
 MAX_CAP_PICO = 2**62  # what Redis can still add to
 # Limits of a key: the least and the most; 0 is no limit where it is allowed.
 KEY_LIMITS = {
@@ -126,6 +127,36 @@ def api_key_create(
     )
     audit_write(actor=actor, tenant_id=tenant_id, action="api_key.created", detail={"public_id": key.public_id})
     return key, generated.text
+
+
+@transaction.atomic
+def api_key_rotate(*, key: ApiKey, actor: str) -> tuple[ApiKey, ApiKey, str]:
+    """A second key with the first one's name, scopes and limits: (old, new, the new one's text, shown once).
+
+    The old one goes on for ROTATION_OVERLAP, or to its own expiry. Problem CONFLICT where it is revoked or expired.
+    """
+    old = ApiKey.objects.select_for_update().get(id=key.id)
+    now = utcnow()
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise Problem(CONFLICT, f"the API key {old.public_id} works no more; create a new one")
+    generated = keys.generate()
+    new = ApiKey.objects.create(
+        tenant_id=old.tenant_id,
+        public_id=generated.public_id,
+        secret_hmac=keys.digest(settings.KEY_PEPPER, generated.text),
+        name=old.name,
+        scopes=old.scopes,
+        allowed_models=old.allowed_models,
+        expires_at=old.expires_at,
+        **{limit: getattr(old, limit) for limit in KEY_LIMITS},
+    )
+    overlap_end = now + ROTATION_OVERLAP
+    old.expires_at = overlap_end if old.expires_at is None else min(old.expires_at, overlap_end)
+    old.version += 1
+    old.save(update_fields=["expires_at", "version"])
+    detail = {"public_id": old.public_id, "successor": new.public_id}
+    audit_write(actor=actor, tenant_id=old.tenant_id, action="api_key.rotated", detail=detail)
+    return old, new, generated.text
 
 
 @transaction.atomic

@@ -40,8 +40,16 @@ GATES: dict[str, tuple[Action, Action]] = {
     "console:playground_stream": (_READ, _READ),
     "console:keys": (_READ, _KEYS),
     "console:key_revoke": (_KEYS, _KEYS),
+    "console:key": (_READ, _KEYS),
+    "console:key_rotate": (_KEYS, _KEYS),
     "console:usage": (_READ, _READ),
+    "console:usage_file": (_READ, _READ),
+    "console:spend": (_READ, _READ),
     "console:billing": (_BILLING, _BILLING),
+    "console:billing_invoice": (_BILLING, _BILLING),
+    "console:billing_invoice_file": (_BILLING, _BILLING),
+    "console:billing_facts_file": (_BILLING, _BILLING),
+    "console:billing_line": (_BILLING, _BILLING),
     "console:operator_tenants": (Action.OPERATE, Action.OPERATE_TENANTS),
     "console:operator_tenant": (Action.OPERATE, Action.OPERATE_TENANTS),
     "console:operator_money": (Action.OPERATE_MONEY, Action.OPERATE_MONEY),
@@ -68,6 +76,10 @@ GATES: dict[str, tuple[Action, Action]] = {
     "api:ledger-entries": (_BILLING, _BILLING),
     "api:invoices": (_BILLING, _BILLING),
     "api:invoice": (_BILLING, _BILLING),
+    "api:invoice-file": (_BILLING, _BILLING),
+    "api:invoice-facts-file": (_BILLING, _BILLING),
+    "api:usage-file": (_READ, _READ),
+    "api:api-key-rotate": (_READ, _KEYS),
 }
 
 

@@ -49,6 +49,14 @@ def key_create(
     return key, text
 
 
+def key_rotate(*, key: ApiKey, actor: str, maker: Collection[str] = tuple(Role)) -> tuple[ApiKey, str]:
+    """A successor with the same limits, and its text; the old key goes on for a day. Problems: forbidden, conflict."""
+    check_scopes(key.scopes, maker)
+    old, new, text = services.api_key_rotate(key=key, actor=actor)
+    _carry([old, new])
+    return new, text
+
+
 def key_limit(*, key: ApiKey, limits: Mapping[str, int], actor: str) -> ApiKey:
     """Change some of a key's limits: after commit they hold from the next request on, at every gateway."""
     limited = services.api_key_limit(key=key, limits=limits, actor=actor)

@@ -169,3 +169,49 @@ def test_a_body_that_is_no_good_object_is_400(api: Api, raw: bytes) -> None:
             "POST", "/api/v1/api-keys", data=raw, content_type="application/json", headers=headers
         )
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("scopes", "path", "status"),
+    [
+        (["manage"], "/balance", 200),
+        (["manage"], "/usage.csv", 200),
+        (["manage"], "/invoices", 403),
+        (["manage"], "/ledger/entries", 403),
+        (["billing"], "/invoices", 200),
+        (["billing"], "/endpoints", 200),
+    ],
+)
+def test_a_scope_opens_what_it_is_for(database: None, scopes: list[str], path: str, status: int) -> None:
+    answer = Api(scopes).call("GET", path)
+    assert answer.status_code == status
+    if status == 403:
+        assert "`billing`" in answer.json()["detail"]
+
+
+def test_a_key_of_billing_changes_nothing_and_a_key_gives_no_scope_that_it_lacks(database: None) -> None:
+    reader = Api(["billing"]).call("POST", "/api-keys", {"name": "x"}, **new_key())
+    assert (reader.status_code, reader.json()["code"]) == (403, "forbidden")
+    maker = Api(["manage"]).call("POST", "/api-keys", {"name": "x", "scopes": ["billing"]}, **new_key())
+    assert (maker.status_code, maker.json()["param"]) == (403, "scopes")
+
+
+def test_a_rotated_key_has_a_successor_and_both_work(api: Api) -> None:
+    first = api.call("POST", "/api-keys", {"name": "pair", "scopes": ["manage"]}, **new_key()).json()
+    headers = new_key()
+    second = api.call("POST", f"/api-keys/{first['public_id']}/rotate", **headers)
+    again = api.call("POST", f"/api-keys/{first['public_id']}/rotate", **headers)
+    assert (second.status_code, again.json()["public_id"]) == (201, second.json()["public_id"])
+    for text in (first["key"], second.json()["key"]):
+        assert api.call("GET", "/endpoints", Authorization=f"Bearer {text}").status_code == 200
+
+
+def test_a_file_is_csv_and_its_refusal_a_problem(api: Api) -> None:
+    good = api.call("GET", "/usage.csv")
+    assert good.headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert good.content.decode().startswith("day,endpoint_id,api_key,meter,quantity,amount,currency")
+    bad = api.call("GET", "/usage.csv?month=1999-01")
+    assert (bad.status_code, bad.headers["Content-Type"], bad.json()["param"]) == (400, PROBLEM, "month")
+    for path in ("/invoices/inv_x.csv", "/invoices/inv_x/facts.csv"):
+        absent = api.call("GET", path)
+        assert (absent.status_code, absent.headers["Content-Type"]) == (404, PROBLEM)

@@ -174,6 +174,9 @@ def invoice(found: Invoice) -> dict[str, Any]:
         "kind": found.kind,
         "status": found.status,
         "number": found.number,
+        "issued_at": found.issued_at.isoformat() if found.issued_at else None,
+        "corrects": ids.encode(ids.INVOICE, found.corrects_id) if found.corrects_id else None,
+        "credit_notes": [ids.encode(ids.INVOICE, note.id) for note in found.credit_notes.order_by("number")],
         "currency": found.currency,
         "period_start": found.period.lower.isoformat(),
         "period_end": found.period.upper.isoformat(),
@@ -185,6 +188,10 @@ def invoice(found: Invoice) -> dict[str, Any]:
                 "meter": line.meter,
                 "quantity": line.quantity,
                 "amount": money.to_string(line.amount_pico),
+                "num_pico": str(line.num_pico),
+                "den": str(line.den),
+                "billed": money.to_string(line.amount_minor * 10 ** (12 - minor)),
+                "credits_line_no": line.credits_line_no,
             }
             for line in sorted(lines, key=lambda line: line.line_no)
         ],

@@ -77,3 +77,11 @@ class Page(serializers.Serializer[dict[str, object]]):
 
     limit = serializers.IntegerField(default=50, min_value=1, max_value=500)
     endpoint_id = serializers.CharField(max_length=40, required=False, default="")
+
+
+class UsageMonth(serializers.Serializer[dict[str, object]]):
+    """Which month (`YYYY-MM`, UTC; this one where absent), endpoint and key (its public id)."""
+
+    month = serializers.CharField(max_length=7, required=False, default="")
+    endpoint_id = serializers.CharField(max_length=40, required=False, default="")
+    key = serializers.CharField(max_length=12, required=False, default="")

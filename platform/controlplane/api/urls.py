@@ -17,9 +17,13 @@ urlpatterns = [
     path("endpoints/<str:endpoint_id>/cap", views.EndpointCap.as_view(), name="endpoint-cap"),
     path("api-keys", views.ApiKeyList.as_view(), name="api-keys"),
     path("api-keys/<str:public_id>", views.ApiKeyDetail.as_view(), name="api-key"),
+    path("api-keys/<str:public_id>/rotate", views.ApiKeyRotate.as_view(), name="api-key-rotate"),
     path("balance", views.Balance.as_view(), name="balance"),
+    path("usage.csv", views.UsageFile.as_view(), name="usage-file"),
     path("usage", views.Usage.as_view(), name="usage"),
     path("ledger/entries", views.LedgerEntries.as_view(), name="ledger-entries"),
     path("invoices", views.Invoices.as_view(), name="invoices"),
+    path("invoices/<str:invoice_id>.csv", views.InvoiceFile.as_view(), name="invoice-file"),
+    path("invoices/<str:invoice_id>/facts.csv", views.InvoiceFactsFile.as_view(), name="invoice-facts-file"),
     path("invoices/<str:invoice_id>", views.InvoiceDetail.as_view(), name="invoice"),
 ]

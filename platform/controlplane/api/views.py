@@ -12,10 +12,12 @@ from rest_framework.views import APIView
 
 from billing import selectors as billing
 from billing.access import access_invoice
+from billing.models import Invoice
 from controlplane import keys
 from controlplane.api import answers
 from controlplane.api.authentication import principal
 from controlplane.api.idempotency import once
+from controlplane.api.renderers import CsvRenderer
 from controlplane.api.serializers import (
     ApiKeyCreateIn,
     ApiKeyLimitIn,
@@ -24,7 +26,9 @@ from controlplane.api.serializers import (
     EndpointScaleIn,
     Page,
     Revocation,
+    UsageMonth,
 )
+from controlplane.console import usage
 from inference import selectors as inference
 from inference import services
 from inference.access import access_endpoint
@@ -37,6 +41,7 @@ from tenants.services import MAX_CAP_PICO
 
 OBJECT = {200: OpenApiTypes.OBJECT}
 ACCEPTED = {202: OpenApiTypes.OBJECT}
+CSV = {(200, "text/csv"): OpenApiTypes.STR}
 
 
 def _checked(serializer: type[Serializer[Any]], data: Any) -> dict[str, Any]:
@@ -188,6 +193,19 @@ class ApiKeyDetail(APIView):
         return Response(answers.api_key(keys.key_limit(key=key, limits=limits, actor=principal(request).name)))
 
 
+class ApiKeyRotate(APIView):
+    """A successor with the same scopes and limits; the old key goes on for a day."""
+
+    @extend_schema(operation_id="api_key_rotate", request=None, responses={201: OpenApiTypes.OBJECT})
+    def post(self, request: Request, public_id: str) -> Response:
+        def act() -> Response:
+            key = access_api_key(tenant_id=principal(request).tenant_id, public_id=public_id)
+            successor, text = keys.key_rotate(key=key, actor=principal(request).name, maker=principal(request).scopes)
+            return Response({**answers.api_key(successor), "key": text}, status=201)
+
+        return once(request, act, shown_once="key")
+
+
 class EndpointCap(APIView):
     """What the tenant may spend in a month at an endpoint, its own or a shared one."""
 
@@ -245,8 +263,47 @@ class InvoiceDetail(APIView):
 
     @extend_schema(operation_id="invoice_get", responses=OBJECT)
     def get(self, request: Request, invoice_id: str) -> Response:
-        try:
-            wanted = ids.decode(ids.INVOICE, invoice_id)
-        except ValueError as error:
-            raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
-        return Response(answers.invoice(access_invoice(tenant_id=principal(request).tenant_id, invoice_id=wanted)))
+        return Response(answers.invoice(_own_invoice(request, invoice_id)))
+
+
+class InvoiceFile(APIView):
+    """The lines of an invoice or credit note as CSV."""
+
+    renderer_classes = (CsvRenderer,)
+
+    @extend_schema(operation_id="invoice_csv", responses=CSV)
+    def get(self, request: Request, invoice_id: str) -> Response:
+        return Response(billing.invoice_csv(_own_invoice(request, invoice_id)))
+
+
+class InvoiceFactsFile(APIView):
+    """Every rated event behind an invoice as CSV."""
+
+    renderer_classes = (CsvRenderer,)
+
+    @extend_schema(operation_id="invoice_facts_csv", responses=CSV)
+    def get(self, request: Request, invoice_id: str) -> Response:
+        return Response(billing.invoice_facts_csv(_own_invoice(request, invoice_id)))
+
+
+class UsageFile(APIView):
+    """A month's usage by day, endpoint, key and meter as CSV."""
+
+    renderer_classes = (CsvRenderer,)
+
+    @extend_schema(operation_id="usage_csv", parameters=[UsageMonth], responses=CSV)
+    def get(self, request: Request) -> Response:
+        asked = _checked(UsageMonth, request.query_params)
+        month = asked["month"] or usage.months()[0]
+        if month not in usage.months():
+            raise Problem(INVALID_PARAMETER, f"month is one of {', '.join(usage.months())}", param="month")
+        wanted = usage.wanted(month, endpoint_id=asked["endpoint_id"], key=asked["key"])
+        return Response(usage.as_csv(tenant_get(principal(request).tenant_id), wanted))
+
+
+def _own_invoice(request: Request, invoice_id: str) -> Invoice:
+    try:
+        wanted = ids.decode(ids.INVOICE, invoice_id)
+    except ValueError as error:
+        raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
+    return access_invoice(tenant_id=principal(request).tenant_id, invoice_id=wanted)

@@ -74,6 +74,16 @@ def keys(request: HttpRequest) -> list[Call]:
     ]
 
 
+def key(request: HttpRequest, public_id: str) -> list[Call]:
+    """Change, rotate and revoke one key."""
+    path = f"/api-keys/{public_id}"
+    return [
+        Call(_("Change its limits"), _curl(request, "PATCH", path, {"rpm": 600, "spend_cap": "50"})),
+        Call(_("Rotate it"), _curl(request, "POST", f"{path}/rotate")),
+        Call(_("Revoke a key"), _curl(request, "DELETE", path)),
+    ]
+
+
 def completion(model: str) -> list[Call]:
     """A streamed completion through the gateway: curl, and the OpenAI client library."""
     base = f"{settings.GATEWAY_URL}/v1"

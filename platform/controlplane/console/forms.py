@@ -7,11 +7,50 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.console import words
+from kernel import money
+from tenants.services import KEY_LIMITS
 
 LEFT_TO_RIGHT = {"dir": "ltr", "spellcheck": "false", "autocomplete": "off"}
+AMOUNT = forms.TextInput(LEFT_TO_RIGHT | {"inputmode": "decimal"})
 
 
-class KeyForm(forms.Form):
+class LimitsForm(forms.Form):
+    """Limits of a key. Caps are amounts of the tenant's currency a calendar month; 0 is no limit."""
+
+    rpm = forms.IntegerField(label=_("Requests a minute"), initial=600, widget=forms.NumberInput(LEFT_TO_RIGHT))
+    concurrency = forms.IntegerField(label=_("Requests at once"), initial=64, widget=forms.NumberInput(LEFT_TO_RIGHT))
+    tpm_uncached = forms.IntegerField(
+        label=_("Prompt tokens a minute"), initial=0, required=False, widget=forms.NumberInput(LEFT_TO_RIGHT)
+    )
+    tpm_cached = forms.IntegerField(
+        label=_("Cached prompt tokens a minute"), initial=0, required=False, widget=forms.NumberInput(LEFT_TO_RIGHT)
+    )
+    tpm_generated = forms.IntegerField(
+        label=_("Answer tokens a minute"), initial=0, required=False, widget=forms.NumberInput(LEFT_TO_RIGHT)
+    )
+    spend_cap = forms.CharField(
+        label=_("Most to spend a month"), initial="0", required=False, max_length=40, widget=AMOUNT
+    )
+    user_cap = forms.CharField(
+        label=_("Most to spend a month for each end user"), initial="0", required=False, max_length=40, widget=AMOUNT
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """Amounts as pico-units, empty fields as no limit."""
+        values = super().clean() or {}
+        for name in ("spend_cap", "user_cap"):
+            try:
+                values[f"{name}_pico"] = money.parse(values.pop(name, "") or "0")
+            except ValueError as error:
+                self.add_error(name, str(error))
+        return values
+
+    def limits(self) -> dict[str, int]:
+        """The valid form as `api_key_limit` wants it."""
+        return {name: self.cleaned_data.get(name) or 0 for name in KEY_LIMITS}
+
+
+class KeyForm(LimitsForm):
     """A new API key."""
 
     name = forms.CharField(
@@ -23,8 +62,6 @@ class KeyForm(forms.Form):
         initial=["inference"],
         widget=forms.CheckboxSelectMultiple,
     )
-    rpm = forms.IntegerField(label=_("Requests a minute"), initial=600, widget=forms.NumberInput(LEFT_TO_RIGHT))
-    concurrency = forms.IntegerField(label=_("Requests at once"), initial=64, widget=forms.NumberInput(LEFT_TO_RIGHT))
     expires_on = forms.DateField(
         label=_("Last day"),
         required=False,
@@ -33,11 +70,15 @@ class KeyForm(forms.Form):
     )
 
     def arguments(self) -> dict[str, Any]:
-        """The valid form as keyword arguments of `api_key_create`; the last day counts to its end."""
-        values = dict(self.cleaned_data)
-        last_day = values.pop("expires_on")
-        values["expires_at"] = datetime.combine(last_day, time.max, UTC) if last_day else None
-        return values
+        """The valid form as keyword arguments of `key_create`; the last day counts to its end."""
+        last_day = self.cleaned_data["expires_on"]
+        return {
+            "name": self.cleaned_data["name"],
+            "scopes": self.cleaned_data["scopes"],
+            "rpm": self.cleaned_data["rpm"],
+            "concurrency": self.cleaned_data["concurrency"],
+            "expires_at": datetime.combine(last_day, time.max, UTC) if last_day else None,
+        }
 
 
 class InvitationForm(forms.Form):
@@ -55,9 +96,7 @@ class MoneyForm(forms.Form):
     action = forms.ChoiceField(
         label=_("What it is"), choices=[(name, words.OPERATIONS[name]) for name in ("topup", "grant")]
     )
-    amount = forms.CharField(
-        label=_("Amount"), max_length=40, widget=forms.TextInput(LEFT_TO_RIGHT | {"inputmode": "decimal"})
-    )
+    amount = forms.CharField(label=_("Amount"), max_length=40, widget=AMOUNT)
     reason = forms.CharField(label=_("Reason"), max_length=200, help_text=_("Goes into the audit log, with your name."))
     idem_key = forms.CharField(label=_("Reference"), max_length=80, widget=forms.TextInput(LEFT_TO_RIGHT))
 

@@ -1,25 +1,22 @@
-"""What the usage and billing pages show: billing's rows in words, with the names of inference's endpoints."""
+"""What the billing and invoice pages show: accounts, ledger entries and invoices in words."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Any
+from datetime import datetime
 
-from django.db.models import QuerySet, Sum
-from django.db.models.functions import TruncDate
 from django.utils.functional import Promise
 
-from billing.models import UsageEvent
-from billing.selectors import balance_for, entries_list_for, invoice_list_for, usage_list_for
+from billing.core.exports import Fact
+from billing.models import Invoice
+from billing.selectors import balance_for, entries_list_for, invoice_facts_for, invoice_list_for
 from controlplane.console import words
 from controlplane.console.words import Word
-from inference.selectors import endpoint_list_for, endpoint_list_public
 from kernel import ids
-from kernel.clock import month_of, utcnow
-from kernel.money import MINOR_DIGITS
+from kernel.money import MINOR_DIGITS, PICO
+from kernel.problems import NOT_FOUND, Problem
 from tenants.models import Tenant
 
 LATEST = 50
+FACTS_SHOWN = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,60 +30,41 @@ class AccountRow:
 
 
 @dataclass(frozen=True, slots=True)
-class UsageRow:
-    """A sum of rated lines; `day` and `endpoint` are empty in totals."""
-
-    meter: str | Promise
-    quantity: int
-    amount: int
-    day: date | None = None
-    endpoint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EventRow:
-    """One usage event with its price."""
-
-    id: str
-    endpoint: str
-    event: UsageEvent
-    counts: tuple[tuple[str | Promise, int], ...]
-    amount: int
-
-
-@dataclass(frozen=True, slots=True)
-class UsageReport:
-    """A period's usage: sums by day, totals by meter, the newest events, and endpoints to filter by."""
-
-    rows: tuple[UsageRow, ...]
-    totals: tuple[UsageRow, ...]
-    total: int
-    events: tuple[EventRow, ...]
-    endpoints: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class InvoiceLineRow:
-    """One line of an invoice."""
+    """One line of an invoice: `amount` exact, `billed` its share of the rounded total, both in pico-units.
+
+    `price` is of `units` of the meter, in pico-units.
+    """
 
     number: int
     sku: str
     meter: str | Promise
     quantity: int
+    price: int
+    units: int
     amount: int
+    billed: int
 
 
 @dataclass(frozen=True, slots=True)
 class InvoiceCard:
-    """An invoice with its lines; `total` is in pico-units, already rounded to minor units."""
+    """An invoice or credit note with its lines; `total` is in pico-units, already rounded to minor units.
+
+    `corrects` is (id, number) of the invoice that a credit note corrects, `credit_notes` those of an invoice.
+    """
 
     id: str
+    number: str
+    kind: str
     status: Word
+    issued_at: datetime | None
     period_start: datetime
     period_end: datetime
     currency: str
     total: int
     lines: tuple[InvoiceLineRow, ...]
+    corrects: tuple[str, str] | None
+    credit_notes: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,66 +87,49 @@ def accounts(tenant: Tenant) -> list[AccountRow]:
     ]
 
 
-def endpoint_cost(tenant: Tenant, endpoint_id: str) -> int:
-    """What an endpoint's rated lines of this month add up to, pico-units."""
-    start, end = month_of(utcnow())
-    total = _events(tenant, endpoint_id, start, end).aggregate(total=Sum("lines__amount"))["total"]
-    return int(total or 0)
+def invoices(tenant: Tenant) -> list[InvoiceCard]:
+    """The tenant's invoices and credit notes, newest period first."""
+    return [invoice_card(item) for item in invoice_list_for(tenant.id).select_related("corrects")]
 
 
-def usage_report(tenant: Tenant, *, endpoint_id: str, start: datetime, end: datetime) -> UsageReport:
-    """Usage of [start, end) of one endpoint, or of all where `endpoint_id` is empty."""
-    names = _names(tenant)
-    events = _events(tenant, endpoint_id, start, end)
-    days = _sums(events, "day", "endpoint_id", "lines__meter")
-    totals = _sums(events, "lines__meter")
-    rows = tuple(
-        UsageRow(
-            meter=words.label_of(words.METERS, item["lines__meter"]),
-            quantity=item["quantity"],
-            amount=int(item["amount"]),
-            day=item["day"],
-            endpoint=_name(names, item["endpoint_id"]),
-        )
-        for item in days
-    )
-    return UsageReport(
-        rows=rows,
-        totals=tuple(
-            UsageRow(words.label_of(words.METERS, item["lines__meter"]), item["quantity"], int(item["amount"]))
-            for item in totals
-        ),
-        total=sum(row.amount for row in rows),
-        events=tuple(_event(names, item) for item in events.prefetch_related("lines")[:LATEST]),
-        endpoints=tuple(names.items()),
-    )
-
-
-def draft_invoice(tenant: Tenant) -> InvoiceCard | None:
-    """This month's draft; None before its first line."""
-    start, _end = month_of(utcnow())
-    for invoice in invoice_list_for(tenant.id):
-        if invoice.kind == "regular" and invoice.period.lower == start:
-            lines = sorted(invoice.lines.all(), key=lambda line: line.line_no)
-            return InvoiceCard(
-                id=ids.encode(ids.INVOICE, invoice.id),
-                status=words.INVOICES[invoice.status],
-                period_start=invoice.period.lower,
-                period_end=invoice.period.upper,
-                currency=invoice.currency,
-                total=invoice.total_minor * 10 ** (12 - MINOR_DIGITS[invoice.currency]),
-                lines=tuple(
-                    InvoiceLineRow(
-                        number=line.line_no,
-                        sku=line.sku,
-                        meter=words.label_of(words.METERS, line.meter),
-                        quantity=line.quantity,
-                        amount=line.amount_pico,
-                    )
-                    for line in lines
-                ),
+def invoice_card(invoice: Invoice) -> InvoiceCard:
+    """An invoice in words."""
+    return InvoiceCard(
+        id=ids.encode(ids.INVOICE, invoice.id),
+        number=invoice.number or "",
+        kind=invoice.kind,
+        status=words.INVOICES[invoice.status],
+        issued_at=invoice.issued_at,
+        period_start=invoice.period.lower,
+        period_end=invoice.period.upper,
+        currency=invoice.currency,
+        total=_minor(invoice.total_minor, invoice.currency),
+        lines=tuple(
+            InvoiceLineRow(
+                number=line.line_no,
+                sku=line.sku,
+                meter=words.label_of(words.METERS, line.meter),
+                quantity=line.quantity,
+                price=int(line.num_pico),
+                units=line.den,
+                amount=int(line.amount_pico),
+                billed=_minor(line.amount_minor, invoice.currency),
             )
-    return None
+            for line in sorted(invoice.lines.all(), key=lambda line: line.line_no)
+        ),
+        corrects=_corrects(invoice),
+        credit_notes=tuple(
+            (ids.encode(ids.INVOICE, note.id), note.number or "", _minor(note.total_minor, note.currency))
+            for note in invoice.credit_notes.order_by("number")
+        ),
+    )
+
+
+def line_facts(invoice: Invoice, line_no: int) -> list[Fact]:
+    """The rated events behind a line, in order. Problem NOT_FOUND for a line that it does not have."""
+    if line_no not in {line.line_no for line in invoice.lines.all()}:
+        raise Problem(NOT_FOUND, f"the invoice has no line {line_no}")
+    return invoice_facts_for(invoice, line_no=line_no)
 
 
 def entries(tenant: Tenant) -> list[EntryRow]:
@@ -186,36 +147,11 @@ def entries(tenant: Tenant) -> list[EntryRow]:
     ]
 
 
-def _events(tenant: Tenant, endpoint_id: str, start: datetime, end: datetime) -> QuerySet[UsageEvent]:
-    return usage_list_for(tenant.id, endpoint_id=endpoint_id, start=start, end=end).prefetch_related(None)
+def _minor(amount: int, currency: str) -> int:
+    return int(amount * PICO // 10 ** MINOR_DIGITS[currency])
 
 
-def _sums(events: QuerySet[UsageEvent], *by: str) -> list[dict[str, Any]]:
-    """Quantity and amount of rated lines, grouped; newest day first."""
-    sums = (
-        events.filter(lines__isnull=False)
-        .annotate(day=TruncDate("ended_at"))
-        .order_by(*(f"-{name}" if name == "day" else name for name in by))
-        .values(*by)
-        .annotate(quantity=Sum("lines__quantity"), amount=Sum("lines__amount"))
-    )
-    return list(sums)
-
-
-def _event(names: Mapping[str, str], event: UsageEvent) -> EventRow:
-    return EventRow(
-        id=ids.encode(ids.EVENT, event.event_id),
-        endpoint=_name(names, event.endpoint_id),
-        event=event,
-        counts=tuple((words.label_of(words.METERS, name), count) for name, count in event.counts.items() if count),
-        amount=sum(line.amount for line in event.lines.all()),
-    )
-
-
-def _names(tenant: Tenant) -> dict[str, str]:
-    """Endpoint id → name, of everything that the tenant can call; a deleted endpoint is known by its id."""
-    return {view.id: view.name for view in (*endpoint_list_for(tenant.id), *endpoint_list_public())}
-
-
-def _name(names: Mapping[str, str], endpoint_id: str) -> str:
-    return names.get(endpoint_id, endpoint_id)
+def _corrects(invoice: Invoice) -> tuple[str, str] | None:
+    if invoice.corrects is None:
+        return None
+    return ids.encode(ids.INVOICE, invoice.corrects.id), invoice.corrects.number or ""

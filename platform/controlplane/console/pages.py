@@ -89,6 +89,12 @@ def show(
     return render(request, template, frame | (context or {}), status=status)
 
 
+def attachment(text: str, name: str) -> HttpResponse:
+    """A CSV file to keep."""
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return HttpResponse(text, content_type="text/csv; charset=utf-8", headers=headers)
+
+
 def _navigation(request: TenantRequest, sections: dict[str, Any]) -> list[dict[str, Any]]:
     """The sections that the member may open, with the place of this page marked."""
     here = (request.resolver_match.url_name if request.resolver_match else "") or ""
@@ -117,5 +123,6 @@ def actor(request: TenantRequest) -> str:
 
 def blame(form: Form, problem: Problem) -> None:
     """Put a Problem beside the field that it names, or above the form."""
-    field = problem.param if problem.param in form.fields else None
+    named = (problem.param or "").removesuffix("_pico")
+    field = named if named in form.fields else None
     form.add_error(field, problem.detail)

@@ -13,6 +13,7 @@ from controlplane.console.views import (
     overview,
     playground,
     session,
+    usage,
 )
 
 app_name = "console"
@@ -38,8 +39,16 @@ urlpatterns = [
     path("playground/stream", playground.playground_stream, name="playground_stream"),
     path("keys", keys.keys, name="keys"),
     path("keys/<str:public_id>/revoke", keys.key_revoke, name="key_revoke"),
-    path("usage", billing.usage, name="usage"),
+    path("keys/<str:public_id>", keys.key, name="key"),
+    path("keys/<str:public_id>/rotate", keys.key_rotate, name="key_rotate"),
+    path("usage", usage.usage, name="usage"),
+    path("usage.csv", usage.usage_file, name="usage_file"),
+    path("spend", overview.spend, name="spend"),
     path("billing", billing.billing, name="billing"),
+    path("billing/<str:invoice_id>.csv", billing.invoice_file, name="billing_invoice_file"),
+    path("billing/<str:invoice_id>", billing.invoice, name="billing_invoice"),
+    path("billing/<str:invoice_id>/facts.csv", billing.invoice_facts_file, name="billing_facts_file"),
+    path("billing/<str:invoice_id>/<int:line_no>", billing.invoice_line, name="billing_line"),
     path("operator/tenants", operator.tenants, name="operator_tenants"),
     path("operator/tenants/<str:tenant_id>", operator.tenant, name="operator_tenant"),
     path("operator/tenants/<str:tenant_id>/money", operator.money, name="operator_money"),

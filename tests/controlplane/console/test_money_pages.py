@@ -1,18 +1,24 @@
 """Money on the pages: quotes before a deploy, metered lines after it, and amounts that are never rounded away."""
 
-from datetime import timedelta
+import csv
+import io
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from django.conf import settings
 from django.db import transaction
 
+from billing.corrections import usage_correct
 from billing.ingest import Journalled, events_ingest
-from billing.invoicing import drafts_update
-from billing.models import LedgerAccount
+from billing.invoicing import drafts_update, invoice_draft, invoice_issue
+from billing.models import Invoice, LedgerAccount
+from billing.models import UsageEvent as EventRow
 from billing.selectors import balance_for, sheet_for
 from billing.services import accounts_open, sheet_publish, topup
+from billing.settling import credit_note_issue
 from billing.spans import facts_take, slices_rate
+from controlplane.console import usage
 from controlplane.console.templatetags.console import decimals, headline
 from inference.billable import TOPIC
 from inference.models import Endpoint
@@ -22,6 +28,7 @@ from kernel.money import PICO
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet, rate, total
 from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
 from tenants.outbox import publish
+from tenants.services import api_key_create
 from tests.controlplane.console.conftest import Person
 from tests.controlplane.console.markup import Markup
 
@@ -53,9 +60,11 @@ def deploy(person: Person, **changes: str):
     return person.post("/endpoints/new", form | changes)
 
 
-def use(person: Person, *, endpoint_id: str, counts: dict[str, int]) -> UsageEvent:
+def use(
+    person: Person, *, endpoint_id: str, counts: dict[str, int], at: datetime | None = None, key_id: UUID | None = None
+) -> UsageEvent:
     """One metered request, booked as the meter books it."""
-    now = utcnow()
+    now = at or utcnow()
     sheet = sheet_for(sku=SHARED, region=settings.REGION, currency="USD", tenant_id=person.tenant.id, at=now)
     assert sheet
     event = UsageEvent(
@@ -75,6 +84,7 @@ def use(person: Person, *, endpoint_id: str, counts: dict[str, int]) -> UsageEve
         provenance=ENGINE_FINAL,
         finish="stop",
         endpoint_id=endpoint_id,
+        api_key_id=key_id,
         purse="general",
         generation=1,
     )
@@ -236,5 +246,96 @@ def test_a_dedicated_hour_is_on_its_endpoints_usage_and_on_the_draft_invoice(per
     drafts_update()
     bill = person.get("/billing").content.decode()
     assert Markup(bill).faults == []
-    assert DEDICATED in bill
     assert "Draft</span>" in bill
+    found = Invoice.objects.get(tenant=person.tenant)
+    page = person.get(f"/billing/{ids.encode(ids.INVOICE, found.id)}").content.decode()
+    assert Markup(page).faults == []
+    assert DEDICATED in page
+    assert 'title="0.18 USD"' in page
+
+
+def issued(person: Person) -> str:
+    """An invoice of last month with one line of two events, issued: its public id."""
+    start, end = month_of(month_of(utcnow())[0] - timedelta(seconds=1))
+    for counts in ({OUT: 1_000_000}, {OUT: 500_000}):
+        use(person, endpoint_id="ep_1", counts=counts, at=end - timedelta(days=1))
+    draft = invoice_draft(tenant_id=person.tenant.id, currency="USD", period=(start, end))
+    return ids.encode(ids.INVOICE, invoice_issue(invoice_id=draft.id, actor="test", books_whole=True).id)
+
+
+def test_an_issued_invoice_leads_from_its_total_to_the_events(person, prices):
+    give(person, 20 * PICO)
+    path = f"/billing/{issued(person)}"
+    page = person.get(path).content.decode()
+    number = Invoice.objects.get(tenant=person.tenant).number
+    assert Markup(page).faults == []
+    assert number in page
+    assert page.count('title="0.63 USD"') == 3
+    line = person.get(f"{path}/1").content.decode()
+    assert Markup(line).faults == []
+    assert "1,500,000" in line
+    assert line.count("<code>ep_1</code>") == 2
+    assert person.get(f"{path}/2").status_code == 404
+    rows = list(csv.DictReader(io.StringIO(person.get(f"{path}.csv").content.decode())))
+    assert [(row["invoice"], row["quantity"], row["amount"], row["billed"]) for row in rows] == [
+        (number, "1500000", "0.63", "0.63")
+    ]
+    facts = list(csv.DictReader(io.StringIO(person.get(f"{path}/facts.csv").content.decode())))
+    assert sorted(row["amount"] for row in facts) == ["0.21", "0.42"]
+
+
+def test_a_credit_note_and_its_invoice_point_at_each_other(person, prices):
+    give(person, 20 * PICO)
+    path = f"/billing/{issued(person)}"
+    event = EventRow.objects.filter(tenant=person.tenant).order_by("event_id").first()
+    usage_correct(event_id=event.event_id, counts={OUT: -1_000_000}, actor="test", reason="outage")
+    invoice = Invoice.objects.get(tenant=person.tenant)
+    note = credit_note_issue(invoice_id=invoice.id, actor="test")
+    note_path = f"/billing/{ids.encode(ids.INVOICE, note.id)}"
+    assert note_path in person.get(path).content.decode()
+    page = person.get(note_path).content.decode()
+    assert Markup(page).faults == []
+    assert path in page
+    assert 'title="-0.42 USD"' in page
+    assert f'Credit note on <bdi dir="ltr">{invoice.number}</bdi>' in person.get("/billing").content.decode()
+
+
+def test_another_tenants_invoice_looks_absent_in_every_form(newcomer, prices):
+    owner, stranger = newcomer(), newcomer()
+    give(owner, 20 * PICO)
+    path = f"/billing/{issued(owner)}"
+    for suffix in ("", ".csv", "/facts.csv", "/1"):
+        assert stranger.get(path + suffix).status_code == 404
+        assert owner.get(path + suffix).status_code == 200
+
+
+def test_usage_is_split_by_key_filtered_and_downloaded(person, prices):
+    give(person, 20 * PICO)
+    key, _ = api_key_create(tenant_id=person.tenant.id, name="nightly job", actor="test")
+    use(person, endpoint_id="ep_1", counts={OUT: 1_000_000}, key_id=key.id)
+    use(person, endpoint_id="ep_1", counts={OUT: 500_000})
+    page = person.get("/usage").content.decode()
+    assert Markup(page).faults == []
+    assert 'title="0.42 USD"' in page
+    assert 'title="0.21 USD"' in page
+    one = person.get(f"/usage?key={key.public_id}").content.decode()
+    assert 'title="0.21 USD"' not in one
+    assert "nightly job</bdi></td>" in one
+    rows = list(csv.DictReader(io.StringIO(person.get(f"/usage.csv?key={key.public_id}").content.decode())))
+    assert [(row["endpoint_id"], row["api_key"], row["meter"], row["quantity"], row["amount"]) for row in rows] == [
+        ("ep_1", key.public_id, OUT, "1000000", "0.42")
+    ]
+    assert person.get("/usage.csv?month=1999-01").status_code == 200
+    assert "Nothing was metered" in person.get(f"/usage?month={usage.months()[1]}").content.decode()
+    used = person.get(f"/keys/{key.public_id}").content.decode()
+    assert "not in 31 days" not in used
+
+
+def test_the_spend_of_the_first_page_is_polled(person, prices):
+    give(person, 5 * PICO)
+    page = person.get("/").content.decode()
+    assert 'hx-get="/spend"' in page
+    use(person, endpoint_id="ep_1", counts={OUT: 1_000_000})
+    part = person.get("/spend").content.decode()
+    assert 'title="0.42 USD"' in part
+    assert 'id="spend"' in part

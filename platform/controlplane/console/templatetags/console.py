@@ -11,6 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from controlplane.console import words
+from controlplane.console.money import InvoiceLineRow
 from controlplane.console.words import Word
 from kernel import money as kernel_money
 
@@ -94,6 +95,13 @@ def column(pico: int, currency: str) -> SafeString:
 def exact(pico: int, currency: str) -> SafeString:
     """An amount to its last digit, for ledgers."""
     return _amount(pico, currency, kernel_money.to_string(pico))
+
+
+@register.simple_tag
+def unit_price(line: InvoiceLineRow, currency: str) -> SafeString:
+    """A line's price: exact, of one unit or of as many as it is quoted for."""
+    price = exact(line.price, currency)
+    return price if line.units == 1 else format_html("{} / {}", price, count(line.units))
 
 
 @register.filter

@@ -13,8 +13,8 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from controlplane.console import api_calls, offers, queries
 from controlplane.console.forms import DeployForm, ScaleForm
-from controlplane.console.money import endpoint_cost
 from controlplane.console.pages import TenantRequest, actor, blame, page, show
+from controlplane.console.usage import endpoint_cost
 from inference import services
 from inference.access import access_endpoint
 from inference.core.words import Rung

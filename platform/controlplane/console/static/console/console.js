@@ -189,6 +189,7 @@ document.querySelector(".rail [aria-current]")?.scrollIntoView({ block: "nearest
 document.addEventListener("click", (event) => {
   const opener = event.target.closest("[data-opens]");
   if (opener) document.getElementById(opener.dataset.opens).showModal();
+  if (event.target.closest("[data-print]")) window.print();
   if (event.target.matches("dialog")) event.target.close();
   for (const menu of document.querySelectorAll("details.menu[open]")) {
     if (!menu.contains(event.target)) menu.open = false;

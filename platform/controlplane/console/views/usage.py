@@ -1,0 +1,42 @@
+"""Usage: every metered line by day, endpoint, key and meter, on a page and as a file."""
+
+from django.http import HttpResponse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from controlplane.console import api_calls
+from controlplane.console import usage as reads
+from controlplane.console.pages import TenantRequest, attachment, page, show
+
+
+@require_safe
+@page
+def usage(request: TenantRequest) -> HttpResponse:
+    """A month's rated lines; `?month=`, `?endpoint=` and `?key=` narrow them."""
+    wanted = _wanted(request)
+    path = f"/usage?endpoint_id={wanted.endpoint_id}" if wanted.endpoint_id else "/usage"
+    context = {
+        "report": reads.report(request.tenant, wanted),
+        "currency": request.tenant.currency,
+        "wanted": wanted,
+        "months": reads.months(),
+        "month": f"{wanted.start:%Y-%m}",
+        "first_call": api_calls.completion("YOUR_ENDPOINT_ID")[0].text,
+        "api_calls": [api_calls.read(request, _("Read the usage events"), path)],
+    }
+    return show(request, "console/usage.html", context)
+
+
+@require_safe
+@page
+def usage_file(request: TenantRequest) -> HttpResponse:
+    """The same sums as CSV."""
+    wanted = _wanted(request)
+    return attachment(reads.as_csv(request.tenant, wanted), f"usage-{wanted.start:%Y-%m}.csv")
+
+
+def _wanted(request: TenantRequest) -> reads.Wanted:
+    known = reads.months()
+    asked = request.GET.get("month", "")
+    month = asked if asked in known else known[0]
+    return reads.wanted(month, endpoint_id=request.GET.get("endpoint", ""), key=request.GET.get("key", ""))
