@@ -15,8 +15,12 @@ def endpoint_id(value: UUID) -> str:
     return ids.encode(ids.ENDPOINT, value)
 
 
-def endpoint(view: EndpointView) -> dict[str, Any]:
-    """An endpoint with its phase, conditions and deployment."""
+def endpoint(view: EndpointView, reader: UUID) -> dict[str, Any]:
+    """An endpoint with its phase, conditions and deployment.
+
+    Messages name nodes, pods and log lines: they are empty for a reader that is not the endpoint's tenant.
+    """
+    own = view.tenant_id == reader
     return {
         "id": view.id,
         "name": view.name,
@@ -31,9 +35,9 @@ def endpoint(view: EndpointView) -> dict[str, Any]:
         "observed_generation": view.observed_generation,
         "phase": str(view.phase),
         "reason": view.reason,
-        "message": view.message,
+        "message": view.message if own else "",
         "paused": view.paused_at is not None,
-        "conditions": list(view.conditions),
+        "conditions": [item if own else {**item, "message": ""} for item in view.conditions],
         "deployments": [
             {
                 "id": ids.encode(ids.DEPLOYMENT, view.deployment_id),

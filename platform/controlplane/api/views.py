@@ -66,7 +66,8 @@ def _own(request: Request, endpoint_id: str) -> Endpoint:
 
 def _accepted(request: Request, endpoint: Endpoint) -> Response:
     view = inference.endpoint_get(tenant_id=principal(request).tenant_id, endpoint_id=answers.endpoint_id(endpoint.id))
-    return Response(answers.endpoint(view), status=202, headers={"Location": f"/api/v1/endpoints/{view.id}"})
+    body = answers.endpoint(view, principal(request).tenant_id)
+    return Response(body, status=202, headers={"Location": f"/api/v1/endpoints/{view.id}"})
 
 
 class ReleaseList(APIView):
@@ -84,7 +85,7 @@ class EndpointList(APIView):
     @extend_schema(operation_id="endpoint_list", responses=OBJECT)
     def get(self, request: Request) -> Response:
         views = inference.endpoint_list_for(principal(request).tenant_id)
-        return Response({"endpoints": [answers.endpoint(view) for view in views]})
+        return Response({"endpoints": [answers.endpoint(view, principal(request).tenant_id) for view in views]})
 
     @extend_schema(operation_id="endpoint_create", request=EndpointCreateIn, responses=ACCEPTED)
     def post(self, request: Request) -> Response:
@@ -105,7 +106,7 @@ class EndpointDetail(APIView):
     @extend_schema(operation_id="endpoint_get", responses=OBJECT)
     def get(self, request: Request, endpoint_id: str) -> Response:
         view = inference.endpoint_get(tenant_id=principal(request).tenant_id, endpoint_id=endpoint_id)
-        return Response(answers.endpoint(view))
+        return Response(answers.endpoint(view, principal(request).tenant_id))
 
     @extend_schema(operation_id="endpoint_delete", responses=ACCEPTED)
     def delete(self, request: Request, endpoint_id: str) -> Response:

@@ -7,10 +7,12 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.console import words
+from inference.core.catalogue import TPM_STEP
 from kernel import money
 from tenants.services import KEY_LIMITS
 
 LEFT_TO_RIGHT = {"dir": "ltr", "spellcheck": "false", "autocomplete": "off"}
+MAX_DIGITS = 10
 AMOUNT = forms.TextInput(LEFT_TO_RIGHT | {"inputmode": "decimal"})
 
 
@@ -102,14 +104,29 @@ class MoneyForm(forms.Form):
 
 
 class DeployForm(forms.Form):
-    """A new dedicated endpoint. Choices come from the catalogue and the pools."""
+    """A new endpoint, dedicated or reserved. Choices come from the catalogue and the pools."""
 
     release = forms.ChoiceField(label=_("Model release"))
+    rung = forms.ChoiceField(
+        label=_("How you pay"),
+        choices=[(name, words.RUNGS[name]) for name in ("dedicated", "reserved")],
+        initial="dedicated",
+    )
     region = forms.ChoiceField(label=_("Region"))
     accelerator = forms.ChoiceField(
         label=_("Accelerator"), required=False, help_text=_("Left open, the best pool that has room is taken.")
     )
-    replicas = forms.IntegerField(label=_("Replicas"), min_value=1, initial=1, widget=forms.NumberInput(LEFT_TO_RIGHT))
+    replicas = forms.IntegerField(
+        label=_("Replicas"), min_value=1, initial=1, required=False, widget=forms.NumberInput(LEFT_TO_RIGHT)
+    )
+    tpm = forms.IntegerField(
+        label=_("Tokens a minute"),
+        min_value=0,
+        initial=TPM_STEP,
+        required=False,
+        widget=forms.NumberInput(LEFT_TO_RIGHT | {"step": str(TPM_STEP)}),
+        help_text=_("Prompt and answer together, kept for you on the shared engines."),
+    )
     name = forms.CharField(
         label=_("Name"),
         max_length=48,
@@ -130,28 +147,59 @@ class DeployForm(forms.Form):
         best: tuple[str, Any] = ("", _("The best one that is free"))
         self._choices: dict[str, list[tuple[str, Any]]] = {
             "release": releases,
+            "rung": [("dedicated", ""), ("reserved", "")],
             "region": regions,
             "accelerator": [best, *accelerators],
         }
         for name, choices in self._choices.items():
             field = self.fields[name]
             assert isinstance(field, forms.ChoiceField)
-            field.choices = choices
+            if name != "rung":
+                field.choices = choices
 
     def arguments(self) -> dict[str, Any]:
-        """The valid form as keyword arguments of `endpoint_create`."""
-        return self.cleaned_data | {"accelerator": self.cleaned_data["accelerator"] or None}
+        """The valid form as keyword arguments of `endpoint_create`: what the other rung asks for is left out."""
+        values = self.cleaned_data
+        common = {name: values[name] for name in ("release", "rung", "region", "name")}
+        if values["rung"] == "reserved":
+            return common | {"tpm": values["tpm"] or 0}
+        replicas = values["replicas"]
+        return common | {"accelerator": values["accelerator"] or None, "replicas": 1 if replicas is None else replicas}
 
     def wanted(self) -> dict[str, Any]:
-        """What the form holds now, valid or not: the choices that exist, and one replica where it has no number."""
-        held: dict[str, Any] = {name: self._held(name) for name in ("release", "region", "accelerator")}
-        typed = str(self["replicas"].value() or "")
-        return held | {"replicas": int(typed) if typed.isdecimal() and int(typed) else 1}
+        """What the form holds now, valid or not: the choices that exist, and small numbers where it has none."""
+        held: dict[str, Any] = {name: self._held(name) for name in ("release", "rung", "region", "accelerator")}
+        return held | {"replicas": self._number("replicas", 1), "tpm": self._number("tpm", TPM_STEP)}
+
+    def body(self) -> dict[str, Any]:
+        """What the form holds now as the body of the API call."""
+        held = self.wanted()
+        common = {name: held[name] for name in ("release", "rung", "region")}
+        common["name"] = str(self["name"].value() or "my-endpoint")
+        if held["rung"] == "reserved":
+            return common | {"tpm": held["tpm"]}
+        return common | {"accelerator": held["accelerator"] or None, "replicas": held["replicas"]}
+
+    def _number(self, name: str, least: int) -> int:
+        typed = str(self[name].value() or "")
+        is_sane = typed.isascii() and typed.isdecimal() and len(typed) < MAX_DIGITS
+        return (int(typed) if is_sane else 0) or least
 
     def _held(self, name: str) -> str:
         known = [value for value, _label in self._choices[name]]
         value = str(self[name].value() or "")
         return value if value in known else next(iter(known), "")
+
+
+class ReserveForm(forms.Form):
+    """How many tokens a minute the reservation should keep."""
+
+    tpm = forms.IntegerField(
+        label=_("Tokens a minute"),
+        min_value=0,
+        help_text=_("A day is billed at the most that it held."),
+        widget=forms.NumberInput(LEFT_TO_RIGHT | {"step": str(TPM_STEP)}),
+    )
 
 
 class ScaleForm(forms.Form):

@@ -1,15 +1,23 @@
 """What the catalogue and the deploy form show: releases, where they can run, and what that would cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.utils.translation import gettext as _
 
 from billing.selectors import balance_for
-from controlplane.console.prices import HOUR_S, Price, million_tokens_cost, price_list, sheet_now, time_cost
+from controlplane.console.prices import (
+    HOUR_S,
+    Price,
+    million_tokens_cost,
+    price_list,
+    reserved_day_cost,
+    sheet_now,
+    time_cost,
+)
 from inference.catalogue_files import catalogue
-from inference.core.catalogue import Release
+from inference.core.catalogue import TPM_STEP, Release
 from inference.core.placement import Placement, place, sentences
 from inference.core.words import Rung
 from inference.models import Pool
@@ -47,20 +55,23 @@ class ReleaseCard:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a deployment would cost, in pico-units; `refusal` replaces the figures where nothing fits."""
+    """What an endpoint would cost, in pico-units; `refusal` replaces the figures where nothing fits.
+
+    `held` is set aside at once, for an hour of dedicated time or a day of a reservation. `shared` is what the same
+    release costs without any endpoint, `free_tpm` what is left to reserve.
+    """
 
     currency: str
+    rung: str
     refusal: str = ""
+    shared: tuple[Price, ...] = ()
+    free_tpm: int = 0
+    per_day: int = 0
     per_hour: int = 0
     held: int = 0
     per_million_tokens: int = 0
     available: int = 0
     waits: bool = False
-
-    @property
-    def per_day(self) -> int:
-        """A day of all replicas."""
-        return self.per_hour * 24
 
     @property
     def short(self) -> bool:
@@ -76,7 +87,8 @@ def cards(tenant: Tenant) -> list[ReleaseCard]:
 
 def form_choices() -> dict[str, list[tuple[str, str]]]:
     """Choices of the deploy form: releases that some pool runs, this region, the accelerators of its pools."""
-    runnable = [view.release for view in release_list(settings.REGION) if _placed(view.release.id).pool]
+    views = release_list(settings.REGION)
+    runnable = [view.release for view in views if view.offer or _placed(view.release.id).pool]
     accelerators = dict.fromkeys((pool.accelerator, pool.accelerator_name) for pool in pool_list(settings.REGION))
     return {
         "releases": [(release.id, _release_label(release)) for release in runnable],
@@ -85,23 +97,59 @@ def form_choices() -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def quote(tenant: Tenant, *, release: str, region: str, accelerator: str, replicas: int) -> Quote:
-    """Price of a dedicated endpoint before it exists, placed as `endpoint_create` would place it."""
+def quote(tenant: Tenant, *, release: str, rung: str, region: str, accelerator: str, replicas: int, tpm: int) -> Quote:
+    """Price of an endpoint before it exists, placed as `endpoint_create` would place it."""
+    shared = price_list(tenant, [sku_of(release, Rung.SHARED, "")], region)
+    if rung == Rung.RESERVED:
+        found = _reserved_quote(tenant, release, region, tpm)
+    else:
+        found = _dedicated_quote(tenant, release, region, accelerator, replicas)
+    return replace(found, shared=shared)
+
+
+def _dedicated_quote(tenant: Tenant, release: str, region: str, accelerator: str, replicas: int) -> Quote:
+    nothing = Quote(tenant.currency, Rung.DEDICATED)
     placement = _placed(release, region=region, accelerator=accelerator or None, replicas=replicas)
     if placement.pool is None or placement.recipe is None:
-        return Quote(tenant.currency, refusal=sentences(placement.refusals))
+        return replace(nothing, refusal=sentences(placement.refusals))
     sheet = sheet_now(tenant, sku_of(release, Rung.DEDICATED, placement.pool.accelerator), region)
     accelerators = placement.recipe.cards * replicas
     per_hour, held = time_cost(sheet, HOUR_S * accelerators), time_cost(sheet, HOLD_S * accelerators)
     if sheet is None or per_hour is None or held is None:
-        return Quote(tenant.currency, refusal=_("No price is in force for this release on this accelerator."))
-    return Quote(
-        currency=tenant.currency,
+        return replace(nothing, refusal=_("No price is in force for this release on this accelerator."))
+    return replace(
+        nothing,
         per_hour=per_hour,
+        per_day=per_hour * 24,
         held=held,
         per_million_tokens=million_tokens_cost(sheet),
         available=balance_for(tenant.id).available_pico,
         waits=placement.waits,
+    )
+
+
+def _reserved_quote(tenant: Tenant, release: str, region: str, tpm: int) -> Quote:
+    nothing = Quote(tenant.currency, Rung.RESERVED)
+    offer = next((view.offer for view in release_list(region) if view.release.id == release), None)
+    if offer is None:
+        return replace(nothing, refusal=_("This release is not let in reservations here; choose dedicated."))
+    if tpm < offer.min_tpm or tpm % TPM_STEP:
+        sentence = _("Tokens a minute are a multiple of %(step)s and at least %(least)s.")
+        return replace(nothing, refusal=sentence % {"step": TPM_STEP, "least": offer.min_tpm})
+    if tpm > offer.free_tpm:
+        sentence = _("%(free)s tokens a minute are left to reserve; ask for less, or choose dedicated.")
+        return replace(nothing, refusal=sentence % {"free": offer.free_tpm})
+    sheet = sheet_now(tenant, sku_of(release, Rung.RESERVED, ""), region)
+    per_day = reserved_day_cost(sheet, tpm)
+    if sheet is None or per_day is None:
+        return replace(nothing, refusal=_("No price is in force for a reservation of this release."))
+    return replace(
+        nothing,
+        per_day=per_day,
+        held=per_day,
+        per_million_tokens=million_tokens_cost(sheet),
+        available=balance_for(tenant.id).available_pico,
+        free_tpm=offer.free_tpm,
     )
 
 

@@ -8,9 +8,10 @@ from django.utils.translation import gettext as _
 
 from billing.selectors import sheet_for
 from controlplane.console import words
+from inference.core.catalogue import TPM_STEP
 from inference.core.words import Rung
 from kernel.clock import utcnow
-from kernel.pricing import ACCEL_SECOND, METERS, Sheet, rate, total
+from kernel.pricing import ACCEL_SECOND, KTPM_DAY, METERS, Sheet, rate, total
 from tenants.models import Tenant
 
 HOUR_S = 3600
@@ -28,8 +29,10 @@ class Price:
 
 
 def sheet_now(tenant: Tenant, sku: str, region: str) -> Sheet | None:
-    """What the tenant pays for a SKU now; None where it is not on sale."""
-    return sheet_for(sku=sku, region=region, currency=tenant.currency, tenant_id=tenant.id, at=utcnow())
+    """What the tenant pays for a SKU at this hour; None where it is not on sale."""
+    now = utcnow()
+    sheet = sheet_for(sku=sku, region=region, currency=tenant.currency, tenant_id=tenant.id, at=now)
+    return sheet and sheet.at(now)
 
 
 def time_cost(sheet: Sheet | None, accelerator_seconds: int) -> int | None:
@@ -37,6 +40,13 @@ def time_cost(sheet: Sheet | None, accelerator_seconds: int) -> int | None:
     if sheet is None or ACCEL_SECOND not in sheet.meters:
         return None
     return total(rate(sheet, {ACCEL_SECOND: accelerator_seconds}))
+
+
+def reserved_day_cost(sheet: Sheet | None, tpm: int) -> int | None:
+    """Price of a UTC day of reserved tokens a minute; None where the sheet does not sell them."""
+    if sheet is None or KTPM_DAY not in sheet.meters:
+        return None
+    return total(rate(sheet, {KTPM_DAY: tpm // TPM_STEP}))
 
 
 def million_tokens_cost(sheet: Sheet) -> int:
@@ -60,6 +70,9 @@ def _prices(sheet: Sheet) -> list[Price]:
     if rung == Rung.DEDICATED and hour is not None:
         label = _("Dedicated, an hour of %(accelerator)s") % {"accelerator": accelerator[0]}
         return [Price(label, hour, sheet.currency)]
+    day = reserved_day_cost(sheet, TPM_STEP)
+    if rung == Rung.RESERVED and day is not None:
+        return [Price(_("Reserved, a day of 1,000 tokens a minute"), day, sheet.currency)]
     return [
         Price(
             _("Shared, a million of: %(meter)s") % {"meter": words.METERS[meter]},
@@ -71,4 +84,4 @@ def _prices(sheet: Sheet) -> list[Price]:
 
 
 def _token_meters(sheet: Sheet) -> list[str]:
-    return [meter for meter in METERS if meter != ACCEL_SECOND and meter in sheet.meters]
+    return [meter for meter in METERS if METERS[meter][0] == "token" and meter in sheet.meters]

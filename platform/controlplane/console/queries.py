@@ -10,7 +10,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 
 from controlplane.console import words
-from controlplane.console.prices import DAY_S, sheet_now, time_cost
+from controlplane.console.prices import DAY_S, reserved_day_cost, sheet_now, time_cost
 from controlplane.console.words import Word
 from inference.catalogue_files import catalogue
 from inference.core import facts
@@ -25,8 +25,8 @@ CALLABLE = {Phase.RUNNING, Phase.DEGRADED, Phase.UPDATING, Phase.UPDATE_FAILED}
 
 @dataclass(frozen=True, slots=True)
 class EndpointRow:
-    """An endpoint with its words and its price. `day_of_one` is what one replica costs a day, in pico-units,
-    None for an endpoint that is paid by the token or has no price."""
+    """An endpoint with its words and its price. `day_of_one` is what one replica, or the whole reservation,
+    costs a day, in pico-units, None for an endpoint that is paid by the token or has no price."""
 
     view: EndpointView
     owned: bool
@@ -61,6 +61,11 @@ class EndpointRow:
         return self.view.rung == Rung.SHARED
 
     @property
+    def is_reserved(self) -> bool:
+        """Room on shared engines is paid, by the day."""
+        return self.view.rung == Rung.RESERVED
+
+    @property
     def callable(self) -> bool:
         """It answers requests now."""
         return self.view.phase in CALLABLE
@@ -72,12 +77,16 @@ class EndpointRow:
 
     @property
     def idle_day(self) -> int | None:
-        """A day of the wanted replicas without a request."""
+        """A day of the wanted replicas, or of the reservation, without a request."""
+        if self.is_reserved:
+            return 0 if self.is_leaving else self.day_of_one
         return None if self.day_of_one is None else self.day_of_one * self.wanted
 
     @property
     def running_day(self) -> int:
-        """A day of the replicas that serve now."""
+        """A day of the replicas that serve now, or of the reservation."""
+        if self.is_reserved:
+            return self.idle_day or 0
         return (self.day_of_one or 0) * self.view.serving
 
     @property
@@ -143,7 +152,7 @@ def endpoint_row(tenant: Tenant, endpoint_id: str) -> EndpointRow:
 
 def live(row: EndpointRow) -> Live:
     """The state of an endpoint now, as a checklist with its replicas."""
-    conditions = _checklist(row.view.conditions)
+    conditions = _checklist(row.view.conditions, told=row.owned)
     done = sum(item.word is words.DONE for item in conditions)
     sentence = _("%(phase)s: %(done)s of %(all)s steps done, %(serving)s of %(wanted)s replicas serve.") % {
         "phase": row.phase.label,
@@ -152,7 +161,8 @@ def live(row: EndpointRow) -> Live:
         "serving": row.view.serving,
         "wanted": row.wanted,
     }
-    return Live(row, sentence, conditions, _replicas(row.view.deployment_id), words.POLL_S.get(row.view.phase))
+    replicas = _replicas(row.view.deployment_id) if row.owned else ()
+    return Live(row, sentence, conditions, replicas, words.POLL_S.get(row.view.phase))
 
 
 def _row(tenant: Tenant, view: EndpointView) -> EndpointRow:
@@ -164,12 +174,15 @@ def _row(tenant: Tenant, view: EndpointView) -> EndpointRow:
         title=release.repo if release else view.release,
         is_test=release is not None and release.test,
         currency=tenant.currency,
-        day_of_one=time_cost(sheet, DAY_S * view.accelerators),
+        day_of_one=(reserved_day_cost(sheet, view.tpm) if view.tpm else time_cost(sheet, DAY_S * view.accelerators)),
     )
 
 
-def _checklist(stored: Iterable[dict[str, str]]) -> tuple[ConditionRow, ...]:
-    """The conditions in order; a reason is explained where it first stands in the way, not again below."""
+def _checklist(stored: Iterable[dict[str, str]], *, told: bool) -> tuple[ConditionRow, ...]:
+    """The conditions in order; a reason is explained where it first stands in the way, not again below.
+
+    The platform's own sentences name nodes, pods and log lines: they are for the endpoint's owner (`told`).
+    """
     said: set[str] = set()
     rows = []
     for item in stored:
@@ -181,7 +194,7 @@ def _checklist(stored: Iterable[dict[str, str]]) -> tuple[ConditionRow, ...]:
                 word=words.condition(item["status"], item["reason"]),
                 text="" if again else words.REASONS.get(item["reason"], ""),
                 reason=item["reason"],
-                detail="" if again or done else item["message"],
+                detail="" if again or done or not told else item["message"],
                 at=datetime.fromisoformat(item["at"]),
             )
         )

@@ -131,7 +131,10 @@ METERS = {
     "in_hit": _("Prompt tokens from the cache"),
     "in_miss": _("Prompt tokens"),
     "out": _("Answer tokens"),
+    "reasoning": _("Reasoning tokens"),
     "accel_second": _("Accelerator seconds"),
+    "ktpm_day": _("Days of 1,000 reserved tokens a minute"),
+    "rebate": _("Rebate"),
 }
 ACCOUNTS = {
     "prepaid": _("Prepaid"),
@@ -152,6 +155,9 @@ TRANSACTIONS = {
     "topup_reversal": _("Top-up reversed"),
     "promo": _("Promotional credit"),
     "promo_reversal": _("Promotional credit reversed"),
+    "payment": _("Payment"),
+    "rounding": _("Rounding"),
+    "correction": _("Correction"),
 }
 INVOICES = {
     "draft": Word(_("Draft"), INFO, "info"),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -18,14 +19,17 @@ from billing.selectors import balance_for, sheet_for
 from billing.services import accounts_open, sheet_publish, topup
 from billing.settling import credit_note_issue
 from billing.spans import facts_take, slices_rate
-from controlplane.console import usage
+from controlplane.api import answers
+from controlplane.console import usage, words
 from controlplane.console.templatetags.console import decimals, headline
 from inference.billable import TOPIC
 from inference.models import Endpoint
+from inference.selectors import endpoint_get
+from inference.services import endpoint_create
 from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.money import PICO
-from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet, rate, total
+from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, KTPM_DAY, OUT, Rate, Sheet, rate, total
 from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
 from tenants.outbox import publish
 from tenants.services import api_key_create
@@ -33,6 +37,8 @@ from tests.controlplane.console.conftest import Person
 from tests.controlplane.console.markup import Markup
 
 SHARED, DEDICATED = "tiny-deepseek:shared", "tiny-deepseek:dedicated:cpu"
+RESERVED = "tiny-deepseek:reserved"
+NOON = "2026-11-24T12:00:00+00:00"
 HOUR_PICO = 180_000_000_000
 FREE = {IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0)}
 
@@ -41,6 +47,7 @@ FREE = {IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0)}
 def prices(pool: object) -> None:
     """The test model is on sale, shared and dedicated."""
     for sku, meters in (
+        (RESERVED, {KTPM_DAY: Rate(400_000_000_000), **FREE}),
         (DEDICATED, {ACCEL_SECOND: Rate(HOUR_PICO, 3600), **FREE}),
         (SHARED, {IN_HIT: Rate(7_000), IN_MISS: Rate(28_000), OUT: Rate(420_000)}),
     ):
@@ -56,7 +63,13 @@ def give(person: Person, amount: int) -> None:
 
 
 def deploy(person: Person, **changes: str):
-    form = {"release": "tiny-deepseek", "region": settings.REGION, "replicas": "2", "name": "support-bot"}
+    form = {
+        "release": "tiny-deepseek",
+        "rung": "dedicated",
+        "region": settings.REGION,
+        "replicas": "2",
+        "name": "support-bot",
+    }
     return person.post("/endpoints/new", form | changes)
 
 
@@ -339,3 +352,63 @@ def test_the_spend_of_the_first_page_is_polled(person, prices):
     part = person.get("/spend").content.decode()
     assert 'title="0.42 USD"' in part
     assert 'id="spend"' in part
+
+
+@pytest.fixture
+def shared_engines(newcomer, prices) -> Iterator[Endpoint]:
+    """The operator's shared endpoint of the test model, with a sentence that is nobody else's business."""
+    operator = newcomer("Operator", kind="operator")
+    made = endpoint_create(
+        tenant_id=operator.tenant.id, actor="t", name=f"shared-{uuid4().hex[:8]}", release="tiny-deepseek",
+        rung="shared", region=settings.REGION,
+    )  # fmt: skip
+    made.conditions = [
+        {"type": name, "status": "False", "reason": "CrashLoop", "message": "node-7: secret line", "at": NOON}
+        for name in words.CONDITIONS
+    ]
+    made.save(update_fields=["conditions"])
+    yield made
+    Endpoint.objects.filter(id=made.id).update(archived_at=utcnow())
+
+
+def test_a_reservation_says_its_price_and_is_bought(person, shared_engines):
+    give(person, 20 * PICO)
+    asked = f"/endpoints/quote?release=tiny-deepseek&rung=reserved&region={settings.REGION}&tpm=2000"
+    page = person.get(asked).content.decode()
+    assert page.count('title="0.8 USD"') == 2
+    assert "&quot;tpm&quot;: 2000" in page
+    assert "&quot;replicas&quot;" not in page
+    answer = deploy(person, rung="reserved", tpm="2000")
+    assert answer.status_code == 302
+    bought = Endpoint.objects.get(tenant=person.tenant)
+    assert (bought.rung, bought.deployments.get().tpm) == ("reserved", 2000)
+    endpoint_page = person.get(answer["Location"]).content.decode()
+    assert Markup(endpoint_page).faults == []
+    assert 'title="0.8 USD"' in endpoint_page
+    assert "Change the reservation" in endpoint_page
+    assert person.post(f"{answer['Location']}/scale", {"tpm": "3000"}).status_code == 302
+    assert bought.deployments.get().tpm == 3000
+
+
+@pytest.mark.parametrize(("tpm", "said"), [("1500", "a multiple of 1000"), ("999999000", "are left to reserve")])
+def test_a_reservation_that_cannot_be_is_refused_before_it_is_bought(person, shared_engines, tpm, said):
+    give(person, 20 * PICO)
+    asked = f"/endpoints/quote?release=tiny-deepseek&rung=reserved&region={settings.REGION}&tpm={tpm}"
+    assert said in person.get(asked).content.decode()
+    answer = deploy(person, rung="reserved", tpm=tpm)
+    assert answer.status_code == 422
+    assert Markup(answer.content.decode()).faults == []
+
+
+def test_the_operators_own_sentences_are_for_the_operator_alone(person, shared_engines):
+    public_id = ids.encode(ids.ENDPOINT, shared_engines.id)
+    page = person.get(f"/endpoints/{public_id}")
+    assert page.status_code == 200
+    assert "secret line" not in page.content.decode()
+    assert "secret line" not in person.get(f"/endpoints/{public_id}/live").content.decode()
+    body = answers.endpoint(endpoint_get(tenant_id=person.tenant.id, endpoint_id=public_id), person.tenant.id)
+    assert "secret line" not in str(body)
+    own = answers.endpoint(
+        endpoint_get(tenant_id=shared_engines.tenant_id, endpoint_id=public_id), shared_engines.tenant_id
+    )
+    assert own["message"] == "node-7: secret line"

@@ -195,7 +195,13 @@ def test_a_refused_change_is_said_on_the_endpoints_page(person, pool):
 
 
 def test_what_a_service_refuses_is_shown_beside_its_field(person, pool):
-    form = {"release": "tiny-deepseek", "region": settings.REGION, "replicas": "1", "name": "Not A Name"}
+    form = {
+        "release": "tiny-deepseek",
+        "rung": "dedicated",
+        "region": settings.REGION,
+        "replicas": "1",
+        "name": "Not A Name",
+    }
     answer = person.post("/endpoints/new", form)
     page = answer.content.decode()
     assert answer.status_code == 422

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from controlplane.console import api_calls, offers, queries
-from controlplane.console.forms import DeployForm, ScaleForm
+from controlplane.console.forms import DeployForm, ReserveForm, ScaleForm
 from controlplane.console.pages import TenantRequest, actor, blame, page, show
 from controlplane.console.usage import endpoint_cost
 from inference import services
@@ -49,9 +49,7 @@ def endpoint_new(request: TenantRequest) -> HttpResponse:
     form = DeployForm(request.POST, **choices)
     if form.is_valid():
         try:
-            created = services.endpoint_create(
-                tenant_id=request.tenant.id, actor=actor(request), rung=Rung.DEDICATED, **form.arguments()
-            )
+            created = services.endpoint_create(tenant_id=request.tenant.id, actor=actor(request), **form.arguments())
             return redirect("console:endpoint", ids.encode(ids.ENDPOINT, created.id))
         except Problem as problem:
             blame(form, problem)
@@ -74,7 +72,11 @@ def endpoint(request: TenantRequest, endpoint_id: str) -> HttpResponse:
     context = {
         "row": row,
         "deployment_id": ids.encode(ids.DEPLOYMENT, row.view.deployment_id),
-        "scale_form": ScaleForm(initial={"replicas": row.view.replicas}),
+        "scale_form": (
+            ReserveForm(initial={"tpm": row.view.tpm})
+            if row.is_reserved
+            else ScaleForm(initial={"replicas": row.view.replicas})
+        ),
         "snippets": api_calls.completion(row.model),
         "api_calls": api_calls.endpoint_changes(request, row.view.id, row.view.replicas + 1),
     }
@@ -101,15 +103,17 @@ def endpoint_live(request: TenantRequest, endpoint_id: str) -> HttpResponse:
 @require_POST
 @page
 def endpoint_scale(request: TenantRequest, endpoint_id: str) -> HttpResponse:
-    """Another number of replicas."""
+    """Another number of replicas, or of reserved tokens a minute."""
     own = _own(request, endpoint_id)
-    form = ScaleForm(request.POST)
+    is_reserved = own.rung == Rung.RESERVED
+    form = ReserveForm(request.POST) if is_reserved else ScaleForm(request.POST)
     if not form.is_valid():
-        return _back(request, endpoint_id, bad=" ".join(str(error) for error in form["replicas"].errors))
-    return _act(
-        request, endpoint_id, _("The number of replicas is changed."),
-        services.endpoint_scale, endpoint=own, **form.cleaned_data,
-    )  # fmt: skip
+        return _back(
+            request, endpoint_id, bad=" ".join(str(error) for errors in form.errors.values() for error in errors)
+        )
+    change = services.endpoint_reserve if is_reserved else services.endpoint_scale
+    done = _("The reservation is changed.") if is_reserved else _("The number of replicas is changed.")
+    return _act(request, endpoint_id, done, change, endpoint=own, **form.cleaned_data)
 
 
 @require_POST
@@ -158,12 +162,7 @@ def _back(request: TenantRequest, endpoint_id: str, *, bad: str) -> HttpResponse
 def _deploy_context(request: TenantRequest, form: DeployForm) -> dict[str, Any]:
     wanted = form.wanted()
     quote = offers.quote(request.tenant, **wanted) if wanted["release"] else None
-    body = wanted | {
-        "name": form["name"].value() or "my-endpoint",
-        "rung": str(Rung.DEDICATED),
-        "accelerator": wanted["accelerator"] or None,
-    }
-    return {"form": form, "quote": quote, "api_calls": [api_calls.endpoint_create(request, body)]}
+    return {"form": form, "quote": quote, "api_calls": [api_calls.endpoint_create(request, form.body())]}
 
 
 def _live_context(request: TenantRequest, row: queries.EndpointRow) -> dict[str, Any]:
