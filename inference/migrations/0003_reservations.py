@@ -35,7 +35,7 @@ CREATE TRIGGER deployment_rides BEFORE INSERT OR UPDATE OF carrier_id ON deploym
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('inference', '0001_initial'),
+        ('inference', '0002_cluster_access'),
     ]
 
     operations = [

@@ -25,7 +25,7 @@ WHERE scopes @> '["manage"]'::jsonb AND NOT scopes @> '["billing"]'::jsonb
 
 
 class Migration(migrations.Migration):
-    dependencies = [("tenants", "0001_initial")]
+    dependencies = [("tenants", "0002_limits_of_keys")]
 
     operations = [
         migrations.RemoveConstraint(model_name="membership", name="membership_role"),

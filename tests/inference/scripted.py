@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from k8s.cluster import Applied, Change, Object, Ref, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
-from k8s.ownership import owned
 from k8s.local.rollout import new_pod, plan
+from k8s.ownership import owned
 
 
 class ScriptedCluster:
