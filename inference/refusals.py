@@ -12,7 +12,7 @@ from inference.core.catalogue import TPM_STEP, Release
 from inference.core.placement import Placement, place, sentences
 from inference.core.words import Rung
 from inference.models import Deployment, Endpoint, Pool
-from inference.selectors import carrier_of, offer_of, pool_facts
+from inference.selectors import carrier_of, offer_of, pool_facts, reserved_tpm
 from kernel.problems import CONFLICT, FORBIDDEN, INVALID_PARAMETER, NO_POOL_FITS, QUOTA_EXCEEDED, Problem
 from tenants.models import TenantKind
 from tenants.selectors import quota_limit, tenant_get
@@ -158,16 +158,40 @@ def check_tpm(carrier: Deployment, tpm: int, *, before: int = 0) -> None:
 
 def check_riders(deployment: Deployment, replicas: int) -> None:
     """Shared engines stay while reservations need them."""
-    offer = offer_of(deployment, lock=True) if deployment.endpoint.rung == Rung.SHARED else None
-    if offer is None or not offer.taken_tpm:
+    if deployment.endpoint.rung != Rung.SHARED:
         return
-    carried = offer.total_tpm // max(deployment.replicas, 1) * replicas
-    if offer.taken_tpm > carried:
+    taken = reserved_tpm(deployment.id, lock=True)
+    recipe = catalogue().recipes.get(deployment.recipe)
+    carried = recipe.reservable.tpm_per_replica * replicas if recipe and recipe.reservable else 0
+    if taken > carried:
         raise Problem(
             CONFLICT,
-            f"{offer.taken_tpm} tokens a minute are reserved here and {replicas} replicas carry {carried}; "
-            "keep more replicas until the reservations have ended",
+            f"{taken} tokens a minute are reserved here and {replicas} replicas of {deployment.recipe} carry "
+            f"{carried}; keep more until the reservations have ended",
             param="replicas",
+        )
+
+
+def check_recipe(deployment: Deployment, recipe_id: str) -> None:
+    """Another recipe can take a deployment's place on its pool, replica for replica."""
+    endpoint, pool = deployment.endpoint, deployment.pool
+    release = release_of(endpoint.release)
+    placement = place(
+        catalogue(),
+        release,
+        [pool_facts(pool)],
+        region=endpoint.region,
+        replicas=max(deployment.replicas, 1),
+        recipe_id=recipe_id,
+    )
+    if placement.recipe is None:
+        raise Problem(NO_POOL_FITS, sentences(placement.refusals), param="recipe")
+    if placement.recipe.cards != deployment.accelerators:
+        raise Problem(
+            NO_POOL_FITS,
+            f"recipe {recipe_id} takes {placement.recipe.cards} accelerators a replica and {deployment.recipe} "
+            f"{deployment.accelerators}; create an endpoint for it",
+            param="recipe",
         )
 
 

@@ -219,11 +219,16 @@ def offer_of(carrier: Deployment, *, lock: bool = False) -> Offer | None:
     recipe = catalogue().recipes.get(carrier.recipe)
     if recipe is None or recipe.reservable is None:
         return None
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT reserved_tpm(%s, %s)", [carrier.id, lock])
-        taken = int(cursor.fetchone()[0])
+    taken = reserved_tpm(carrier.id, lock=lock)
     replicas = 0 if carrier.endpoint.paused_at else carrier.replicas
     return Offer(recipe.reservable.min_tpm, recipe.reservable.tpm_per_replica * replicas, taken)
+
+
+def reserved_tpm(carrier_id: UUID, *, lock: bool) -> int:
+    """Tokens a minute that all tenants together reserved of a shared deployment; `lock` as in `offer_of`."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT reserved_tpm(%s, %s)", [carrier_id, lock])
+        return int(cursor.fetchone()[0])
 
 
 def sku_of(release_id: str, rung: Rung, accelerator: str) -> str:

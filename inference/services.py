@@ -19,6 +19,7 @@ from inference.refusals import (
     check_accelerators,
     check_endpoints,
     check_pool,
+    check_recipe,
     check_replicas,
     check_riders,
     check_rung,
@@ -118,6 +119,28 @@ def endpoint_scale(*, endpoint: Endpoint, actor: str, replicas: int) -> Endpoint
         _place_hold(deployment)
     locked.spec = {**locked.spec, "replicas": replicas}
     return _change(locked, actor, "endpoint.scaled", ["spec"], replicas=replicas)
+
+
+@transaction.atomic
+def endpoint_update(*, endpoint: Endpoint, actor: str, recipe: str) -> Endpoint:
+    """Run the endpoint by another recipe of its release, on its pool, replica after replica.
+
+    Where an accelerator is free, a new replica serves before an old one ends, and one that never does
+    leaves the old ones serving. Problems: invalid_parameter, conflict (being deleted, or reservations need
+    what the recipe does not carry), no_pool_fits.
+    """
+    locked = _lock(endpoint)
+    deployment = Deployment.objects.select_related("pool", "endpoint").get(endpoint=locked)
+    if deployment.carrier_id:
+        raise Problem(INVALID_PARAMETER, "a reservation has no engines of its own: change its tpm", param="recipe")
+    if deployment.recipe == recipe:
+        return locked
+    check_recipe(deployment, recipe)
+    deployment.recipe = recipe
+    check_riders(deployment, deployment.replicas)
+    deployment.save(update_fields=["recipe"])
+    locked.spec = {**locked.spec, "recipe": recipe}
+    return _change(locked, actor, "endpoint.updated", ["spec"], recipe=recipe)
 
 
 @transaction.atomic
@@ -233,7 +256,7 @@ def _lock(endpoint: Endpoint) -> Endpoint:
     return locked
 
 
-def _change(locked: Endpoint, actor: str, action: str, fields: list[str], **detail: int) -> Endpoint:
+def _change(locked: Endpoint, actor: str, action: str, fields: list[str], **detail: int | str) -> Endpoint:
     locked.generation += 1
     locked.save(update_fields=[*fields, "generation"])
     _announce(locked, actor, action, detail)

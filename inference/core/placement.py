@@ -55,12 +55,15 @@ def place(
     region: str,
     replicas: int,
     accelerator: str | None = None,
+    recipe_id: str | None = None,
 ) -> Placement:
-    """The best pool and recipe. A pool that is full now is taken last, and then the endpoint waits."""
+    """The best pool and recipe (only `recipe_id`, where given). A pool that is full now is taken last: the
+    endpoint waits.
+    """
     refusals: list[Refusal] = []
     fitting: list[tuple[PoolFacts, Recipe]] = []
     for pool in sorted(pools, key=lambda pool: pool.name):
-        found = _fit(catalogue, release, pool, region, replicas, accelerator)
+        found = _fit(catalogue, release, pool, region, replicas, accelerator, recipe_id)
         if isinstance(found, Refusal):
             refusals.append(found)
         else:
@@ -88,6 +91,7 @@ def _fit(
     region: str,
     replicas: int,
     accelerator: str | None,
+    recipe_id: str | None,
 ) -> Refusal | list[Recipe]:
     def refuse(reason: str, sentence: str) -> Refusal:
         return Refusal(pool.name, reason, sentence)
@@ -104,9 +108,14 @@ def _fit(
             "WeightsMissing",
             f"pool {pool.name} holds no weights of {release.id}; ask the operator to add them",
         )
-    recipes = [recipe for recipe in catalogue.recipes_of(release.id) if pool.accelerator in recipe.accelerators]
+    recipes = [
+        recipe
+        for recipe in catalogue.recipes_of(release.id)
+        if pool.accelerator in recipe.accelerators and recipe_id in {None, recipe.id}
+    ]
     if not recipes:
-        return refuse("NoRecipe", f"there is no recipe for {release.id} on {chip.name}")
+        named = f" {recipe_id}" if recipe_id else ""
+        return refuse("NoRecipe", f"there is no recipe{named} for {release.id} on {chip.name}")
     refused: list[Refusal] = []
     fitting: list[Recipe] = []
     for recipe in recipes:

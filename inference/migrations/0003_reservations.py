@@ -1,4 +1,4 @@
-"""Reservations: a deployment without engines keeps tokens a minute of a shared one."""
+"""Reservations: a deployment without engines keeps tokens a minute of a shared one. Updates: another recipe."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -63,7 +63,7 @@ class Migration(migrations.Migration):
             model_name='deployment',
             constraint=models.CheckConstraint(condition=models.Q(models.Q(('carrier__isnull', True), ('tpm', 0)), models.Q(('carrier__isnull', False), ('tpm__gt', 0)), _connector='OR'), name='deployment_rides_for_tpm'),
         ),
-        migrations.RunSQL("GRANT UPDATE (tpm) ON deployment TO moorage_web", migrations.RunSQL.noop),
+        migrations.RunSQL("GRANT UPDATE (tpm, recipe) ON deployment TO moorage_web", migrations.RunSQL.noop),
         migrations.RunSQL(RIDES_ON_PUBLIC, migrations.RunSQL.noop),
         migrations.RunSQL(RESERVED_TPM, migrations.RunSQL.noop),
     ]

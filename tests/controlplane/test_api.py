@@ -215,3 +215,25 @@ def test_a_file_is_csv_and_its_refusal_a_problem(api: Api) -> None:
     for path in ("/invoices/inv_x.csv", "/invoices/inv_x/facts.csv"):
         absent = api.call("GET", path)
         assert (absent.status_code, absent.headers["Content-Type"]) == (404, PROBLEM)
+
+
+@pytest.mark.parametrize("body", [{}, {"replicas": 1, "tpm": 1000}])
+def test_a_scale_names_replicas_or_reserved_tokens(api: Api, body: dict[str, int]) -> None:
+    answer = api.call("POST", "/endpoints/ep_x/scale", body, **new_key())
+    assert (answer.status_code, answer.json()["param"]) == (400, "replicas")
+    assert "send replicas, or tpm for a reservation" in answer.json()["detail"]
+
+
+def test_a_release_lists_its_recipes_and_says_where_nothing_can_be_reserved(api: Api) -> None:
+    releases = api.call("GET", "/releases").json()["releases"]
+    tiny = next(item for item in releases if item["id"] == "tiny-deepseek")
+    assert tiny["reservable"] is None
+    assert tiny["recipes"] == [
+        {
+            "id": "tiny-deepseek-cpu",
+            "accelerators": ["cpu"],
+            "accelerators_per_replica": 1,
+            "context_tokens": 2048,
+            "verified": True,
+        }
+    ]

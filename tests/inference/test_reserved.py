@@ -271,7 +271,7 @@ def test_the_operator_cannot_take_engines_from_under_a_reservation(harbour, shar
     endpoint_scale(endpoint=shared, actor="test", replicas=2)
     endpoint = reserve(tenant, LET_TPM + 1000)
     problem = refused(endpoint_scale, endpoint=shared, actor="test", replicas=1)
-    assert "41000 tokens a minute are reserved here and 1 replicas carry 40000" in problem.detail
+    assert "41000 tokens a minute are reserved here and 1 replicas of tiny-deepseek-cpu carry 40000" in problem.detail
     assert refused(endpoint_pause, endpoint=shared, actor="test").type.code == "conflict"
     assert refused(endpoint_delete, endpoint=shared, actor="test").type.code == "conflict"
     endpoint_reserve(endpoint=endpoint, actor="test", tpm=LET_TPM)

@@ -1,15 +1,24 @@
 """Intent on real PostgreSQL: what may be asked, what is refused, and with which sentence."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 from django.db import ProgrammingError, connection
 
 from inference.access import access_endpoint
+from inference.catalogue_files import catalogue
 from inference.core.words import Phase
 from inference.models import Deployment, Endpoint
 from inference.selectors import endpoint_get, endpoint_list_for, endpoint_list_public, release_list, route_get
-from inference.services import endpoint_create, endpoint_delete, endpoint_pause, endpoint_resume, endpoint_scale
+from inference.services import (
+    endpoint_create,
+    endpoint_delete,
+    endpoint_pause,
+    endpoint_resume,
+    endpoint_scale,
+    endpoint_update,
+)
 from kernel import ids
 from kernel.problems import Problem
 from tenants.models import AuditLog
@@ -236,3 +245,55 @@ def test_a_scale_that_nobody_pays_for_changes_nothing(harbour, tenant, neighbour
     assert Deployment.objects.get(endpoint=endpoint).replicas == 1
     assert Endpoint.objects.get(id=endpoint.id).generation == 1
     assert endpoint_scale(endpoint=endpoint, actor="test", replicas=0).generation == 2
+
+
+@pytest.fixture
+def recipes(monkeypatch) -> dict:
+    """Two recipes of the test model more: one that answers shorter prompts, one that takes two accelerators."""
+    known = catalogue().recipes
+    plain = known["tiny-deepseek-cpu"]
+    for name, changes in (
+        ("tiny-short", {"max_model_len": 1024, "reservable": None}),
+        ("tiny-wide", {"cards_per_node": 2}),
+    ):
+        monkeypatch.setitem(known, name, replace(plain, id=name, args=(*plain.args, f"--seed={name}"), **changes))
+    return known
+
+
+def test_an_endpoint_moves_to_another_recipe_and_keeps_its_id(harbour, tenant, recipes):
+    endpoint = harbour.settle(create(tenant))
+    with as_role("web"), tenant_scope(tenant.id):
+        updated = endpoint_update(endpoint=endpoint, actor="test", recipe="tiny-short")
+    assert (updated.id, updated.generation, updated.spec["recipe"]) == (endpoint.id, 2, "tiny-short")
+    assert endpoint_update(endpoint=endpoint, actor="test", recipe="tiny-short").generation == 2
+    assert route_get(endpoint.id).max_model_len == 1024
+    harbour.settle(endpoint)
+    (pod,) = harbour.cluster.pods.values()
+    assert "--seed=tiny-short" in pod["spec"]["containers"][0]["args"]
+    assert endpoint_get(tenant_id=tenant.id, endpoint_id=ids.encode(ids.ENDPOINT, endpoint.id)).recipe == "tiny-short"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ("nonsense", "there is no recipe nonsense for tiny-deepseek on"),
+        ("distill-32b-2card", "there is no recipe distill-32b-2card for tiny-deepseek on"),
+        (
+            "tiny-wide",
+            "recipe tiny-wide takes 2 accelerators a replica and tiny-deepseek-cpu 1; create an endpoint for it",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_take_its_place_is_refused(harbour, tenant, recipes, recipe, sentence):
+    endpoint = create(tenant)
+    problem = refused(endpoint_update, endpoint=endpoint, actor="test", recipe=recipe)
+    assert (problem.type.code, problem.param) == ("no_pool_fits", "recipe")
+    assert sentence in problem.detail
+    assert Endpoint.objects.get(id=endpoint.id).generation == 1
+
+
+def test_shared_engines_keep_a_recipe_that_carries_what_is_reserved(harbour, tenant, operator, recipes):
+    shared = create(operator, rung="shared")
+    create(tenant, rung="reserved", tpm=1000)
+    problem = refused(endpoint_update, endpoint=shared, actor="test", recipe="tiny-short")
+    assert "1000 tokens a minute are reserved here and 1 replicas of tiny-short carry 0" in problem.detail

@@ -71,6 +71,16 @@ def release(view: ReleaseView) -> dict[str, Any]:
             }
             for pool in view.pools
         ],
+        "recipes": [
+            {
+                "id": recipe.id,
+                "accelerators": list(recipe.accelerators),
+                "accelerators_per_replica": recipe.cards,
+                "context_tokens": recipe.max_model_len,
+                "verified": recipe.verified,
+            }
+            for recipe in view.recipes
+        ],
         "skus": sorted(view.skus.values()),
         "reservable": {
             "min_tpm": view.offer.min_tpm,

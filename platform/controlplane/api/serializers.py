@@ -31,6 +31,12 @@ class EndpointScaleIn(serializers.Serializer[dict[str, object]]):
         return attrs
 
 
+class EndpointUpdateIn(serializers.Serializer[dict[str, object]]):
+    """A recipe of the endpoint's release, as GET /releases lists them."""
+
+    recipe = serializers.CharField(max_length=64)
+
+
 class ApiKeyCreateIn(serializers.Serializer[dict[str, object]]):
     """`models` limits a key to endpoint ids; null allows every endpoint of the tenant."""
 

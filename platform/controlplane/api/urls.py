@@ -12,6 +12,7 @@ urlpatterns = [
     path("endpoints", views.EndpointList.as_view(), name="endpoints"),
     path("endpoints/<str:endpoint_id>", views.EndpointDetail.as_view(), name="endpoint"),
     path("endpoints/<str:endpoint_id>/scale", views.EndpointScale.as_view(), name="endpoint-scale"),
+    path("endpoints/<str:endpoint_id>/update", views.EndpointUpdate.as_view(), name="endpoint-update"),
     path("endpoints/<str:endpoint_id>/pause", views.EndpointPause.as_view(), name="endpoint-pause"),
     path("endpoints/<str:endpoint_id>/resume", views.EndpointResume.as_view(), name="endpoint-resume"),
     path("endpoints/<str:endpoint_id>/cap", views.EndpointCap.as_view(), name="endpoint-cap"),

@@ -24,6 +24,7 @@ from controlplane.api.serializers import (
     EndpointCapIn,
     EndpointCreateIn,
     EndpointScaleIn,
+    EndpointUpdateIn,
     Page,
     Revocation,
     UsageMonth,
@@ -124,6 +125,21 @@ class EndpointScale(APIView):
             change = services.endpoint_reserve if "tpm" in wanted else services.endpoint_scale
             endpoint = _own(request, endpoint_id)
             return _accepted(request, change(endpoint=endpoint, actor=principal(request).name, **wanted))
+
+        return once(request, act)
+
+
+class EndpointUpdate(APIView):
+    """Run an endpoint by another recipe, without an end of service where an accelerator is free."""
+
+    @extend_schema(operation_id="endpoint_update", request=EndpointUpdateIn, responses=ACCEPTED)
+    def post(self, request: Request, endpoint_id: str) -> Response:
+        def act() -> Response:
+            wanted = _checked(EndpointUpdateIn, request.data)
+            endpoint = _own(request, endpoint_id)
+            return _accepted(
+                request, services.endpoint_update(endpoint=endpoint, actor=principal(request).name, **wanted)
+            )
 
         return once(request, act)
 
