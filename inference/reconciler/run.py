@@ -1,11 +1,11 @@
 """A pass: claim, load, decide, act, load again until nothing new is to be done, record."""
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import models, transaction
 
 from inference import ports
 from inference.clock import database_now
@@ -13,7 +13,7 @@ from inference.core import conditions, reserved
 from inference.core.decide import Action, Decision, decide
 from inference.core.reserved import ReservedRow
 from inference.core.rows import EndpointRow
-from inference.models import Deployment
+from inference.models import Deployment, Endpoint
 from inference.reconciler.claim import Claim, StaleClaim, claim
 from inference.reconciler.load import Loaded, load
 from inference.reconciler.perform import Performer
@@ -70,7 +70,7 @@ def _record(held: Claim, loaded: Loaded, decision: Decision, after_s: float) -> 
         "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
         "serving": decision.serving,
         "finalizers": list(decision.finalizers),
-        "due_at": None if retry_s is None else now + timedelta(seconds=retry_s),
+        "due_at": _due_at(endpoint, None if retry_s is None else now + timedelta(seconds=retry_s)),
     }
     if decision.archived:
         status["archived_at"] = now
@@ -79,3 +79,10 @@ def _record(held: Claim, loaded: Loaded, decision: Decision, after_s: float) -> 
         for deployment_id, read_at in loaded.read_at.items():
             if loaded.deployments[deployment_id].decided_at != read_at:
                 Deployment.objects.filter(id=deployment_id).update(decided_at=read_at)
+
+
+def _due_at(read: Endpoint, at: datetime | None) -> models.Case:
+    """The next pass, unless somebody asked for an earlier one since the row was read."""
+    unasked = models.Q(due_at=read.due_at) if read.due_at else models.Q(due_at__isnull=True)
+    then = models.Value(at, models.DateTimeField())
+    return models.Case(models.When(unasked, then=then), default=models.F("due_at"))

@@ -539,6 +539,22 @@ def test_an_update_surges_where_accelerators_are_free(harbour, tenant, neighbour
     assert endpoint.id not in set(due())
 
 
+def test_a_pool_that_changes_during_a_pass_is_not_missed(harbour, tenant, monkeypatch):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    settle = run._settle
+
+    def change_behind_its_back(held):
+        result = settle(held)
+        bring_new_image(harbour)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_settle", change_behind_its_back)
+        reconcile(endpoint.id)
+    assert endpoint.id in set(due())
+
+
 def test_an_update_recreates_where_no_accelerator_is_free(harbour, tenant, neighbours):
     Pool.objects.filter(id=harbour.pool.id).update(capacity=2)
     endpoint = create(tenant, replicas=2)
