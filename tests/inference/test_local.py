@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from django.db import connection
 
-from inference import clusters, watcher
+from inference import clusters, ports, watcher
+from inference.billable import TOPIC
 from inference.clock import database_now
 from inference.core.words import Phase
 from inference.models import Deployment, Endpoint, Pool
@@ -24,6 +25,7 @@ from inference.reconciler.run import reconcile
 from inference.selectors import endpoint_view
 from inference.services import endpoint_delete
 from k8s.local.cluster import LocalCluster
+from tenants.models import Outbox
 from tests.conftest import as_role
 from tests.inference.conftest import create
 
@@ -112,17 +114,44 @@ def ask(address: str) -> str:
         return answer.read().decode()
 
 
-def test_an_endpoint_runs_on_this_machine_by_hints_and_the_watcher_alone(
-    local, watching, worker, tenant, neighbours, monkeypatch
-):
+@pytest.fixture
+def probing(neighbours) -> None:
+    """A pod is asked as the gateway would ask it."""
+
     def probe(deployment_id, pod_uid) -> bool:
         pods = {pod.pod_uid: pod.address for pod in neighbours.pods[deployment_id]}
         try:
             return ask(pods[str(pod_uid)]) == "tiny-deepseek"
-        except (urllib.error.URLError, KeyError):
+        except (OSError, KeyError):
             return False
 
-    monkeypatch.setattr(neighbours.probe.__self__.__class__, "probe", lambda _, *ids: probe(*ids))
+    ports.connect(replace(ports.get(), probe=probe))
+
+
+def test_fault_33_an_engine_that_is_killed_costs_nothing_until_it_answers_again(
+    local, watching, worker, tenant, probing, tmp_path
+):
+    endpoint = create(tenant, region=local.region)
+    mine = Outbox.objects.filter(topic=TOPIC, payload__endpoint_id=str(endpoint.id)).order_by("id")
+
+    def facts() -> list[str]:
+        worker()
+        return [row.payload["event"] for row in mine.all()]
+
+    until(lambda: facts() == ["from"], "the first answer")
+    (record,) = (tmp_path / "cluster" / "pods").glob("*/process")
+    os.kill(int(record.read_text().split("\n")[1].split()[0]), signal.SIGKILL)
+    killed_at = database_now()
+    until(lambda: facts() == ["from", "to", "from"], "the answer after the restart")
+    first, ended, second = (row.payload for row in mine.all())
+    assert first["pod_uid"] == second["pod_uid"]
+    assert first["at"] <= ended["at"] < killed_at.isoformat() < second["at"]
+    endpoint_delete(endpoint=endpoint, actor="test")
+
+
+def test_an_endpoint_runs_on_this_machine_by_hints_and_the_watcher_alone(
+    local, watching, worker, tenant, neighbours, probing
+):
     endpoint = create(tenant, region=local.region)
 
     def phase() -> Phase:
