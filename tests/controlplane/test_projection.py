@@ -37,8 +37,8 @@ def store(database: None, gateways: str, monkeypatch: pytest.MonkeyPatch) -> Ite
     client.close()
 
 
-def berth(tenant: Tenant) -> str:
-    """A dedicated endpoint as rows: its public id."""
+def berth(tenant: Tenant, rung: str = "dedicated", carrier: Deployment | None = None) -> str:
+    """An endpoint as rows: its public id."""
     pool = Pool.objects.create(
         region="elsewhere",
         name=str(new_id()),
@@ -50,7 +50,13 @@ def berth(tenant: Tenant) -> str:
         weights_root="/weights",
     )
     endpoint = Endpoint.objects.create(
-        tenant=tenant, name="tiny", release="tiny-deepseek", rung="dedicated", region="elsewhere", spec={}
+        tenant=tenant,
+        name="tiny",
+        release="tiny-deepseek",
+        rung=rung,
+        visibility="public" if rung == "shared" else "private",
+        region="elsewhere",
+        spec={},
     )
     Deployment.objects.create(
         tenant=tenant,
@@ -59,7 +65,9 @@ def berth(tenant: Tenant) -> str:
         recipe="tiny-deepseek-cpu",
         replicas=1,
         accelerators=1,
-        sku="tiny-deepseek:dedicated:cpu",
+        sku=f"tiny-deepseek:{rung}",
+        carrier=carrier,
+        tpm=5000 if carrier else 0,
     )
     return ids.encode(ids.ENDPOINT, endpoint.id)
 
@@ -105,6 +113,22 @@ def test_a_route_of_a_release_that_the_catalogue_forgot_is_kept(store: redis.Red
     Endpoint.objects.filter(tenant=tenant).update(release="local-model")
     projection.project_all()
     assert store.get(wire.route(public_id)) is not None
+
+
+def test_the_end_of_a_reservation_leaves_the_shared_engines_their_place(store: redis.Redis, tenant: Tenant) -> None:
+    shared = ids.decode(ids.ENDPOINT, berth(tenant_create(name="Operator", currency="USD"), "shared"))
+    carrier = Deployment.objects.get(endpoint=shared)
+    reserved = berth(tenant, "reserved", carrier)
+    projection.publish_pods(carrier.id, [wire.PodRecord(str(new_id()), "127.0.0.1:1", wire.SERVING)])
+    projection.project_all()
+    record = wire.load_route(store.get(wire.route(reserved)))
+    assert (record.tpm, record.deployments[0].deployment_id) == (5000, str(carrier.id))
+    projection.remove_route(ids.decode(ids.ENDPOINT, reserved))
+    assert store.get(wire.route(reserved)) is None
+    assert store.hlen(wire.pods(str(carrier.id))) == 1
+    projection.remove_route(shared)
+    assert store.hlen(wire.pods(str(carrier.id))) == 0
+    Endpoint.objects.filter(id=shared).update(archived_at=utcnow())
 
 
 def test_a_redis_that_is_away_is_said_in_the_ports_words(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
