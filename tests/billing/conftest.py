@@ -6,6 +6,10 @@ import pytest
 import redis
 
 from billing import books
+from billing.meter import Gateway
+from billing.models import GatewayJournal
+from kernel.ids import new_id
+from tests.billing.journal import Journal, listener
 from tests.conftest import as_role
 from tests.services import redis_server
 
@@ -35,3 +39,24 @@ def gateway_redis(redis_of_the_run: "redis.Redis") -> "redis.Redis":
     """That server, empty."""
     redis_of_the_run.flushdb()
     return redis_of_the_run
+
+
+@pytest.fixture
+def region() -> str:
+    """Each test lends in a region of its own, so that no float of another is walked."""
+    return f"r{new_id().hex[-8:]}"
+
+
+@pytest.fixture
+def no_boots(database: None) -> Iterator[None]:
+    """Only this test's boots are known: others are gone for good."""
+    GatewayJournal.objects.all().delete()
+    yield
+    GatewayJournal.objects.all().delete()
+
+
+@pytest.fixture
+def journal(database: None) -> Iterator[tuple[Journal, Gateway]]:
+    """A gateway's internal listener with nothing in its journal yet."""
+    with listener() as made:
+        yield made

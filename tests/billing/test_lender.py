@@ -30,12 +30,6 @@ from tests.conftest import as_role
 from tests.services import redis_server, wait_until
 
 
-@pytest.fixture
-def region() -> str:
-    """Each test lends in a region of its own, so that no float of another is walked."""
-    return f"r{new_id().hex[-8:]}"
-
-
 def want(berth: Harbour, amount: int) -> list[wire.Want]:
     return [wire.Want(str(berth.tenant_id), "general", "USD", amount)]
 
@@ -254,14 +248,6 @@ def sealed_world(client: "redis.Redis", region: str, sealed_ago_s: int = 60) -> 
         f"gateway:general:{region}",
     )
     return berth
-
-
-@pytest.fixture
-def no_boots(database: None) -> Iterator[None]:
-    """Only this test's boots are known: others are gone for good."""
-    GatewayJournal.objects.all().delete()
-    yield
-    GatewayJournal.objects.all().delete()
 
 
 @pytest.mark.parametrize(
