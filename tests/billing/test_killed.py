@@ -17,7 +17,7 @@ from billing.meter import Gateway, gateway_pull
 from billing.models import ReceiptTree
 from kernel import wire
 from kernel.ids import new_id
-from tests.billing.harbour import harbour, run
+from tests.billing.harbour import harbour, one, run
 from tests.billing.journal import Journal
 from tests.billing.test_lender import boot, free, name_of, open_of, recall_of, reserve, want
 from tests.billing.test_meter import row_of
@@ -80,12 +80,9 @@ def kill_at(database: None) -> Callable[..., None]:
         assert os.WIFSIGNALED(status), f"{name} was never reached"
         assert os.WTERMSIG(status) == signal.SIGKILL
         # The dead one's locks go with its server process.
-        locks = (
-            "SELECT count(*) FROM pg_locks WHERE locktype IN ('advisory', 'transactionid') AND pid <> pg_backend_pid()"
-        )
-        wait_until(lambda: _count(locks) == 0, "the end of the dead one's session")
+        wait_until(lambda: one(OTHERS_LOCKS) == 0, "the end of the dead one's session")
 
-    yield kill
+    return kill
 
 
 @named(PULL)
