@@ -98,7 +98,8 @@ class Place:
 
     def settle(self) -> None:
         """Wait until every request has ended and everything is booked."""
-        wait_until(lambda: self.door.boots()["low"] and self.tenant.reserved() == 0, "the last settlement", 60)
+        idle = "gateway_open_requests 0\n"
+        wait_until(lambda: idle in self.door.inside("GET", "/internal/metrics").text, "the end of every request", 60)
         self.pull()
 
 
@@ -184,6 +185,7 @@ def test_of_a_thousand_requests_at_once_money_for_ten_admits_exactly_ten(place: 
     place.engine.plan = Plan(gate=threading.Event())  # nobody settles while the others try
     assert asyncio.run(ask_all(place, 1000)) == {200: 10, 402: 990}
     place.settle()
+    wait_until(lambda: place.tenant.reserved() == 0, "the last settlement")
     spent = place.berth.posted()["revenue"]
     assert place.berth.posted() == {"prepaid": 10 * one - spent, "revenue": spent}
     assert place.free() == place.berth.held()["prepaid"] == 10 * one - spent
