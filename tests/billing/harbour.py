@@ -1,12 +1,15 @@
 """A tenant with prices and money, and the events that a gateway would journal for it."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import connection
+from django.db.backends.signals import connection_created
 
 from billing import services
 from billing.ingest import Ingested, Journalled, events_ingest
@@ -126,3 +129,29 @@ def run(sql: str, *parameters: Any) -> None:
     """Execute."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
+
+
+@contextmanager
+def as_system_in_a_thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run a loop of the product beside a block, as the system role on every connection that it opens."""
+    stop = threading.Event()
+
+    def become_system(**_: Any) -> None:
+        if threading.current_thread() is thread:
+            run("SET ROLE moorage_system")
+
+    def loop() -> None:
+        try:
+            work(stop)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=loop)
+    connection_created.connect(become_system, weak=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        connection_created.disconnect(become_system)

@@ -24,7 +24,7 @@ from kernel.clock import utcnow
 from kernel.ids import new_id
 from kernel.pricing import Sheet
 from kernel.problems import Problem
-from tests.billing.harbour import LONG_AGO, Harbour, dedicated, harbour, one, run
+from tests.billing.harbour import LONG_AGO, Harbour, as_system_in_a_thread, dedicated, harbour, one, run
 from tests.billing.test_spans import place
 from tests.conftest import as_role
 from tests.services import redis_server, wait_until
@@ -408,20 +408,8 @@ def lender_at_work(gateway_redis: "redis.Redis", monkeypatch: pytest.MonkeyPatch
     url = f"redis://:{kwargs['password']}@{kwargs['host']}:{kwargs['port']}/{kwargs['db']}"
     monkeypatch.setattr(settings, "REDIS_GATEWAY_URL", url)
     monkeypatch.setattr(recall, "_client", lambda: gateway_redis)
-    stop = threading.Event()
-
-    def loop() -> None:
-        try:
-            run("SET ROLE moorage_system")
-            lender.run(stop)
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    yield
-    stop.set()
-    thread.join()
+    with as_system_in_a_thread(lender.run):
+        yield
 
 
 def test_a_rich_tenant_whose_money_is_lent_out_gets_its_deployment(

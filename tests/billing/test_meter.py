@@ -15,7 +15,7 @@ from billing.meter import Gateway, JournalError, gateway_pull
 from billing.models import GatewayJournal, Quarantine
 from kernel.clock import from_ms
 from tenants.models import Outbox
-from tests.billing.harbour import harbour
+from tests.billing.harbour import as_system_in_a_thread, harbour
 from tests.billing.journal import TOKEN, Journal
 from tests.services import wait_until
 
@@ -182,21 +182,6 @@ def test_the_loop_books_from_one_gateway_while_another_is_silent(
     world.add(3)
     monkeypatch.setattr(settings, "GATEWAY_INTERNAL_URLS", ["http://127.0.0.1:9", gateway.url])
     monkeypatch.setattr(settings, "INTERNAL_TOKEN", TOKEN)
-    stop = threading.Event()
-
-    def loop() -> None:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET ROLE moorage_system")
-            meter.run(stop)
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
+    with as_system_in_a_thread(meter.run):
         wait_until(lambda: world.freed == 3, "the acknowledgement")
-    finally:
-        stop.set()
-        thread.join()
     assert world.berth.posted()["revenue"] == sum(int(event["quoted_pico"]) for event in world.events)

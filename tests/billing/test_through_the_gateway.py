@@ -17,7 +17,6 @@ import httpx2
 import pytest
 import redis
 from django.conf import settings
-from django.db import connection
 
 from billing import lender, services
 from billing.meter import Gateway as Internal
@@ -26,7 +25,7 @@ from billing.models import GatewayJournal, Hold, LedgerAccount, LedgerTx
 from controlplane.embedded.redis import Redis
 from kernel import wire
 from kernel.pricing import worst_case
-from tests.billing.harbour import REGION, Harbour, harbour, run
+from tests.billing.harbour import REGION, Harbour, as_system_in_a_thread, harbour
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, TOKEN, Gateway, Tenant, World, gateway
 from tests.services import PASSWORD, free_port, wait_until
@@ -114,26 +113,14 @@ def place(no_boots: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engin
     world.redis.hset(wire.sheets(berth.sku, REGION, "USD"), "*", json.dumps([berth.sheet.body()]))
     route = world.endpoint(tenant, engine.address, sku=berth.sku)
     world.redis.set(wire.EPOCH, "1")
-    stop = threading.Event()
-
-    def loop() -> None:
-        try:
-            run("SET ROLE moorage_system")
-            lender.run(stop)
-        finally:
-            connection.close()
-
     with gateway(world, tmp_path, start=False, GATEWAY_ID=berth.gateway_id, GATEWAY_WAIT_S="1") as door:
         made = Place(server, world, berth, tenant, route.endpoint_id, door, engine)
         made.remember()
-        lending = threading.Thread(target=loop)
-        lending.start()
-        door.start(known=False)
-        made.pull()
-        wait_until(lambda: door.ready().status_code == 200, "readiness")
-        yield made
-        stop.set()
-        lending.join()
+        with as_system_in_a_thread(lender.run):
+            door.start(known=False)
+            made.pull()
+            wait_until(lambda: door.ready().status_code == 200, "readiness")
+            yield made
     server.kill()
     server.client.close()
 
