@@ -59,7 +59,7 @@ def _wrongs(event: UsageEvent, now: datetime) -> Iterator[str]:
     if not pricing.METERS.keys() >= event.counts.keys():
         yield f"unknown meter in {dict(event.counts)}"
     if not NOT_OF_GATEWAYS.isdisjoint(event.counts):
-        yield f"a meter in {dict(event.counts)} does not come from a gateway"
+        yield "accelerator time, reserved days and rebates do not come from a gateway"
     if event.counts and not 0 <= min(event.counts.values()) <= max(event.counts.values()) <= MAX_COUNT:
         yield f"impossible count in {dict(event.counts)}"
     if written > now + AHEAD:

@@ -115,6 +115,7 @@ class Month:
                 "accelerator": "cpu",
                 "accelerator_count": 1,
                 "event": event,
+                "from_at": at("2033-11-20T10:30:00").isoformat(),
                 "at": when.isoformat(),
             },
         )
