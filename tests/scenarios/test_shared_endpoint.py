@@ -87,6 +87,16 @@ def test_billed_tokens_are_the_engines_own_and_the_line_is_tokens_times_price(mo
     moorage.assert_books()
 
 
+def test_the_engines_counters_are_kept_beside_the_bill(moorage: Moorage, shared: str) -> None:
+    assert moorage.chat(shared, max_tokens=3).status == 200
+    counted = engine_counters(moorage, shared)
+    kept = """SELECT c.value FROM engine_counter c WHERE c.pod_uid::text = (
+        SELECT o.facts -> 'pods' -> 0 ->> 'uid' FROM observed o JOIN deployment d ON d.id = o.deployment_id
+        JOIN endpoint e ON e.id = d.endpoint_id WHERE e.name = %s) ORDER BY c.meter DESC"""
+    wait_until(lambda: [int(value) for (value,) in moorage.query(kept, shared)] == list(counted), "a scrape", 60)
+    moorage.assert_books()
+
+
 def test_a_client_that_hangs_up_is_billed_once_for_what_was_delivered(moorage: Moorage, shared: str) -> None:
     response = moorage.stream(shared, max_tokens=1500, ignore_eos=True)
     request_id = response.headers["x-request-id"]
