@@ -11,7 +11,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, Sum
 
-from billing.models import RatedLine, UsageEvent
+from billing.models import PriceSheet, RatedLine, UsageEvent
 from billing.posting import Charge, charges_post, correction_post, tenant_lock
 from billing.selectors import sheet_for
 from kernel import usage
@@ -37,10 +37,12 @@ def rebates_post(*, tenant_id: UUID, currency: str, period: tuple[datetime, date
 
 def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime]) -> Iterator[Charge]:
     start, end = period
+    tiered = PriceSheet.objects.filter(currency=currency, body__has_key="tiers").values("sku")
     is_rebate = Q(event__kind=usage.REBATE)
     used = (
         RatedLine.objects.filter(
             event__tenant_id=tenant_id,
+            event__sku__in=tiered,
             event__sheet__currency=currency,
             event__started_at__gte=start,
             event__started_at__lt=end,

@@ -1,10 +1,11 @@
 """The end of a month: invoices and credit notes by a timer, rebates on them, and what stops all of it."""
 
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 
-from billing import books, months, rebates
+from billing import books, months, rebates, tasks
 from billing.corrections import usage_correct
 from billing.ingest import events_ingest
 from billing.models import Invoice, InvoiceLine, UsageEvent
@@ -71,6 +72,19 @@ def test_a_broken_invariant_that_pages_stops_every_invoice_and_says_which_rows(
     assert [invoice.status for invoice in invoices(berth)] == ["draft" if stops else "issued"]
     said = Outbox.objects.filter(dedupe_key=f"invoicing-stopped:{now:%Y-%m-%d}").values_list("payload", flat=True)
     assert [row["sentence"] for row in said] == (["invoicing is stopped: X9: Never so: row-17"] if stops else [])
+
+
+def test_the_hourly_check_raises_one_alarm_an_hour_for_each_broken_invariant(
+    database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"X{uuid4().hex}"
+    with monkeypatch.context() as patch:
+        patch.setattr(books, "INVARIANTS", (books.Invariant(name, "Never so", False, "SELECT 'row-4'"),))
+        for _ in range(3):
+            tasks.check_books()
+    rows = Outbox.objects.filter(dedupe_key__startswith=f"books:{name}:")
+    assert {row.payload["sentence"] for row in rows} == {f"{name}: Never so: row-4"}
+    assert rows.count() <= 2  # two where the hour changed in between
 
 
 def test_tiers_rebate_a_month_as_a_line_of_its_invoice_and_follow_its_corrections(database: None) -> None:

@@ -118,3 +118,6 @@ def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(local_pool: Non
     assert f"{sku} is not on sale in USD: no price for {', '.join(wanted)}" in told
     assert f"{sku} USD: {', '.join(wanted)}" in billing("unrated")
     assert listings_are_rated(databases=None) == []
+    out = StringIO()
+    call_command("check", deploy=True, databases=["default"], stderr=out)
+    assert f"{sku} is not on sale in USD" in out.getvalue()
