@@ -7,7 +7,7 @@ from django.db import connection
 
 from billing import ledger
 from billing.invoicing import FINAL_AFTER, books_red, drafts_update, invoice_issue
-from billing.models import Invoice
+from billing.models import Invoice, TokenPackage
 from billing.models.invoices import DRAFT
 from billing.rebates import rebates_post
 from billing.settling import credit_note_issue
@@ -32,6 +32,7 @@ def month_close(*, now: datetime | None = None) -> list[str]:
     says which rows, and the next run tries again. A repeat issues nothing twice.
     """
     now = now or utcnow()
+    packages_use(now=now)
     drafts_update(now=now)
     due = list(
         Invoice.objects.filter(
@@ -46,7 +47,7 @@ def month_close(*, now: datetime | None = None) -> list[str]:
     if not due and not to_credit:
         return []
     for draft in due:
-        _rebates(draft)
+        _rebates(draft, now)
     if red := books_red():
         said = "; ".join(f"{violation.name}: {violation}" for violation in red)
         ledger.alarm(key=f"invoicing-stopped:{now:%Y-%m-%d}", sentence=f"invoicing is stopped: {said}")
@@ -57,8 +58,15 @@ def month_close(*, now: datetime | None = None) -> list[str]:
     return [str(document.number) for document in issued]
 
 
-def _rebates(draft: Invoice) -> None:
+def packages_use(*, now: datetime) -> None:
+    """Give back what packages cover of this month's use so far: its money is not waited for until the month's end."""
+    live = TokenPackage.objects.filter(from_at__lte=now, until_at__gt=month_of(now)[0])
+    for tenant_id, currency in live.values_list("tenant_id", "currency").distinct().order_by("tenant_id", "currency"):
+        rebates_post(tenant_id=tenant_id, currency=currency, period=month_of(now), now=now)
+
+
+def _rebates(draft: Invoice, now: datetime) -> None:
     """Of the draft's month, and of the one before it, whose late use is on this draft too."""
     month = (draft.period.lower, draft.period.upper)
     for period in (month_of(draft.period.lower - timedelta(days=1)), month):
-        rebates_post(tenant_id=draft.tenant_id, currency=draft.currency, period=period)
+        rebates_post(tenant_id=draft.tenant_id, currency=draft.currency, period=period, now=now)

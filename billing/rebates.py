@@ -1,4 +1,4 @@
-"""Rebates: what the tiers of a price sheet give back on a month, as events and transactions of their own.
+"""Rebates: what packages and the tiers of a price sheet give back on a month, as events and transactions of their own.
 
 A draw is always the quoted cost; a rebate follows. It is worked out from everything that a month used of a SKU,
 and the difference to what was given before is booked, so it may be brought up to date at any time.
@@ -12,9 +12,11 @@ from django.db import transaction
 from django.db.models import Q, Sum
 
 from billing.models import PriceSheet, RatedLine, UsageEvent
+from billing.packages import covered_pico
 from billing.posting import Charge, charges_post, correction_post, tenant_lock
 from billing.selectors import sheet_for
 from kernel import usage
+from kernel.clock import utcnow
 from kernel.ids import derived_id
 from kernel.pricing import REBATE, rebate
 from kernel.pricing import RatedLine as Line
@@ -23,10 +25,15 @@ _INSTANT = timedelta(microseconds=1)
 
 
 @transaction.atomic
-def rebates_post(*, tenant_id: UUID, currency: str, period: tuple[datetime, datetime]) -> int:
-    """Book what the tiers in force at the end of a month still owe on it, or were given too much; how many events."""
+def rebates_post(
+    *, tenant_id: UUID, currency: str, period: tuple[datetime, datetime], now: datetime | None = None
+) -> int:
+    """Book what packages, and the tiers in force at the end of a month (or now), still owe on it or gave too much.
+
+    How many events. Tiers count what packages leave.
+    """
     tree = tenant_lock(tenant_id=tenant_id)
-    charges = list(_charges(tenant_id, currency, period))
+    charges = list(_charges(tenant_id, currency, period, now or utcnow()))
     for charge in charges:
         if charge.cost < 0:
             correction_post(tree=tree, currency=currency, charge=charge, paid_by=None)
@@ -35,10 +42,9 @@ def rebates_post(*, tenant_id: UUID, currency: str, period: tuple[datetime, date
     return len(charges)
 
 
-def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime]) -> Iterator[Charge]:
+def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime], now: datetime) -> Iterator[Charge]:
     start, end = period
     tiered = PriceSheet.objects.filter(currency=currency, body__has_key="tiers").values("sku")
-    is_rebate = Q(event__kind=usage.REBATE)
     used = (
         RatedLine.objects.filter(
             event__tenant_id=tenant_id,
@@ -49,18 +55,20 @@ def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime]) 
         )
         .values_list("event__sku", "event__region")
         .annotate(
-            spent=Sum("amount", filter=~is_rebate, default=0),
-            given=Sum("amount", filter=is_rebate, default=0),
+            spent=Sum("amount", filter=~Q(event__kind=usage.REBATE), default=0),
+            given=Sum("amount", filter=Q(meter=REBATE), default=0),
         )
         .order_by("event__sku", "event__region")
     )
     for sku, region, spent, given in used:
         subject = derived_id(start, usage.REBATE, str(tenant_id), sku, region, currency)
         before = UsageEvent.objects.filter(subject_id=subject, kind=usage.REBATE).count()
-        # Each in an instant of its own: the last ones of the month.
-        at = end - (before + 1) * _INSTANT
+        # Each in an instant of its own: of a month that is over, the last ones.
+        at = min(now, end - (before + 1) * _INSTANT)
         sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=at)
-        amount = -rebate(sheet.tiers, int(spent)) - int(given) if sheet else 0
+        covered = covered_pico(tenant_id=tenant_id, sku=sku, region=region, currency=currency, period=period)
+        due = covered + (rebate(sheet.tiers, int(spent) - covered) if sheet else 0)
+        amount = -due - int(given)
         if sheet is None or amount == 0:
             continue
         line = Line(REBATE, amount, 1, 1, amount)

@@ -14,7 +14,7 @@ OLDEST = timedelta(days=35)
 AHEAD = timedelta(minutes=5)
 PROVENANCES = {ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED}
 MAX_COUNT = 2**40
-NOT_OF_GATEWAYS = {pricing.ACCEL_SECOND, pricing.KTPM_DAY, pricing.REBATE}
+NOT_OF_GATEWAYS = {pricing.ACCEL_SECOND, pricing.KTPM_DAY, pricing.REBATE, pricing.PACKAGE}
 
 Place = tuple[str, UUID, int]
 

@@ -14,6 +14,7 @@ from billing.models.ledger import (
     Shortfall,
 )
 from billing.models.operations import Operation
+from billing.models.packages import TokenPackage
 from billing.models.usage import (
     BillableSpan,
     CapacityReservation,
@@ -58,5 +59,6 @@ __all__ = [
     "ReceiptTree",
     "ReservedSpan",
     "Shortfall",
+    "TokenPackage",
     "UsageEvent",
 ]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kernel.money import div_half_even
 
 IN_HIT, IN_MISS, OUT, REASONING = "in_hit", "in_miss", "out", "reasoning"
-ACCEL_SECOND, KTPM_DAY, REBATE = "accel_second", "ktpm_day", "rebate"
+ACCEL_SECOND, KTPM_DAY, REBATE, PACKAGE = "accel_second", "ktpm_day", "rebate", "package"
 # name -> (unit, cumulative): what a sheet may price and an event may count
 METERS: dict[str, tuple[str, bool]] = {
     IN_HIT: ("token", False),
@@ -27,7 +27,10 @@ METERS: dict[str, tuple[str, bool]] = {
     ACCEL_SECOND: ("accelerator-second", True),
     KTPM_DAY: ("kTPM-day", False),
     REBATE: ("pico-unit", False),
+    PACKAGE: ("pico-unit", False),
 }
+# Meters whose amounts are worked out and not priced by the unit.
+_BOOKED = frozenset({REBATE, PACKAGE})
 TOKEN_METERS = frozenset({IN_HIT, IN_MISS, OUT})
 # What a sheet must price before its SKU ("release:rung…") goes on sale; tokens that time or kTPM cover rate 0.
 RUNG_METERS = {
@@ -70,6 +73,16 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
+class Package:
+    """So many tokens of any kind for one price, to be used within `days`: what they cost is rebated."""
+
+    name: str
+    tokens: int
+    price_pico: int
+    days: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """One published sheet. `tenant_id` None is public; `meters` empty ends this owner's prices.
 
@@ -87,6 +100,7 @@ class Sheet:
     utc_offset_min: int = 0
     holidays: frozenset[date] = frozenset()
     tiers: tuple[Tier, ...] = ()
+    packages: tuple[Package, ...] = ()
     cut_from: bytes | None = None
 
     def at(self, instant: datetime) -> "Sheet":
@@ -125,23 +139,28 @@ class Sheet:
             "effective_from": self.effective_from.isoformat(),
             "meters": _rates_to_json(self.meters),
         }
-        if not self.windows and not self.tiers:
+        if not self.windows and not self.tiers and not self.packages:
             return plain
-        return plain | {
-            "version": 2,
-            "utc_offset_min": self.utc_offset_min,
-            "holidays": sorted(day.isoformat() for day in self.holidays),
-            "windows": [
-                {
-                    "days": sorted(window.days),
-                    "start_min": window.start_min,
-                    "end_min": window.end_min,
-                    "meters": _rates_to_json(window.meters),
-                }
-                for window in self.windows
-            ],
-            "tiers": [[str(tier.above_pico), tier.off_per_mille] for tier in self.tiers],
-        }
+        with_packages = {"packages": [[p.name, p.tokens, str(p.price_pico), p.days] for p in self.packages]}
+        return (
+            plain
+            | (with_packages if self.packages else {})
+            | {
+                "version": 2,
+                "utc_offset_min": self.utc_offset_min,
+                "holidays": sorted(day.isoformat() for day in self.holidays),
+                "windows": [
+                    {
+                        "days": sorted(window.days),
+                        "start_min": window.start_min,
+                        "end_min": window.end_min,
+                        "meters": _rates_to_json(window.meters),
+                    }
+                    for window in self.windows
+                ],
+                "tiers": [[str(tier.above_pico), tier.off_per_mille] for tier in self.tiers],
+            }
+        )
 
     def sha256(self) -> bytes:
         """32 bytes that name this sheet in every event."""
@@ -151,8 +170,8 @@ class Sheet:
         """Sentences about what keeps this sheet from being published."""
         every = [self.meters, *(window.meters for window in self.windows)]
         for meter, price in ((meter, price) for meters in every for meter, price in meters.items()):
-            if meter not in METERS or meter == REBATE:
-                yield f"{meter} is no meter; choose of {', '.join(name for name in METERS if name != REBATE)}"
+            if meter not in METERS or meter in _BOOKED:
+                yield f"{meter} is no meter; choose of {', '.join(name for name in METERS if name not in _BOOKED)}"
             elif price.num_pico < 0 or price.den < 1 or (price.den > 1 and not METERS[meter][1]):
                 yield f"{meter}: a price is 0 or more, and whole pico-units of one unit unless it is of time"
         for window in self.windows:
@@ -163,6 +182,10 @@ class Sheet:
         rising = sorted({tier.above_pico for tier in self.tiers}) == [tier.above_pico for tier in self.tiers]
         if not rising or not all(tier.above_pico >= 0 and 0 < tier.off_per_mille <= 1000 for tier in self.tiers):
             yield "tiers rise from 0 or more, each with 1 to 1000 per mille off"
+        if not all(p.tokens > 0 and p.price_pico > 0 and p.days > 0 for p in self.packages):
+            yield "a package has tokens, a price and days above zero"
+        if len({p.name for p in self.packages}) < len(self.packages):
+            yield "packages have names of their own"
 
     def _day(self, day: date) -> int:
         return HOLIDAY if day in self.holidays else day.isoweekday()
@@ -201,6 +224,7 @@ def sheet_from_body(body: Mapping[str, Any]) -> Sheet:
         utc_offset_min=body.get("utc_offset_min", 0),
         holidays=frozenset(date.fromisoformat(day) for day in body.get("holidays", ())),
         tiers=tuple(Tier(int(above), off) for above, off in body.get("tiers", ())),
+        packages=tuple(Package(name, count, int(pico), days) for name, count, pico, days in body.get("packages", ())),
     )
 
 

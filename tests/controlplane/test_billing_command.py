@@ -18,7 +18,7 @@ from controlplane.listings import UnratedListing, listings_are_rated, listings_u
 from inference.pools import pool_ensure_local
 from kernel import ids
 from kernel.clock import month_of, utcnow
-from kernel.pricing import OUT, Rate, Sheet
+from kernel.pricing import OUT, Package, Rate, Sheet
 from tenants.selectors import quota_limit
 from tests.billing.harbour import REGION, UNIT, Harbour, harbour, one
 
@@ -86,11 +86,15 @@ def test_an_invoice_is_paid_by_hand(database: None) -> None:
 
 def test_prices_and_quotas_are_set_by_hand(database: None, tmp_path: Path) -> None:
     berth = harbour(money=0)
-    sheet = Sheet(f"{berth.sku}-file", REGION, "USD", utcnow(), {OUT: Rate(7)})
+    offer = Package("ten", 10_000_000, UNIT, 30)
+    sheet = Sheet(f"{berth.sku}-file", REGION, "USD", utcnow(), {OUT: Rate(7)}, packages=(offer,))
     file = tmp_path / "sheet.json"
     file.write_text(json.dumps(sheet.body()))
     assert billing("price", file) == sheet.sha256().hex()
     assert PriceSheet.objects.filter(sha256=sheet.sha256()).exists()
+    billing("topup", berth.tenant_id, "1", "wire")
+    assert billing("package", berth.tenant_id, sheet.sku, "ten", "order-1").startswith(f"ten of {sheet.sku} until")
+    assert berth.posted() == {"revenue": UNIT}
     billing("quota", berth.tenant_id, "accelerators", 3)
     assert quota_limit(berth.tenant_id, "accelerators") == 3
     with pytest.raises(CommandError, match="there is no invoice"):

@@ -18,6 +18,7 @@ from kernel.pricing import (
     REASONING,
     REBATE,
     ClockWindow,
+    Package,
     Rate,
     Sheet,
     Tier,
@@ -148,7 +149,8 @@ def test_money_is_set_aside_by_the_dearest_hour() -> None:
 
 def test_a_sheet_with_windows_and_tiers_reads_back_and_a_plain_one_keeps_its_old_name() -> None:
     tiered = Sheet("m", "r", "USD", START, TOKENS.meters, tiers=(Tier(10**15, 50), Tier(10**16, 100)))
-    for sheet in (BEIJING, tiered):
+    packed = Sheet("m", "r", "USD", START, TOKENS.meters, packages=(Package("ten", 10_000_000, 10**12, 30),))
+    for sheet in (BEIJING, tiered, packed):
         assert sheet.body()["version"] == 2
         assert pricing.sheet_from_body(sheet.body()) == sheet
     assert TOKENS.body()["version"] == 1
@@ -184,6 +186,8 @@ def test_tiers_rebate_what_lies_beyond_them_whatever_the_order_of_use() -> None:
         ({"windows": (ClockWindow(WEEK, 0, 60, {ACCEL_SECOND: Rate(1)}),)}, "outside it"),
         ({"tiers": (Tier(10, 50), Tier(10, 60))}, "tiers rise"),
         ({"tiers": (Tier(0, 1001),)}, "1 to 1000"),
+        ({"packages": (Package("p", 0, 1, 1),)}, "above zero"),
+        ({"packages": (Package("p", 1, 1, 1), Package("p", 2, 1, 1))}, "names of their own"),
     ],
 )
 def test_an_impossible_sheet_says_what_is_wrong(changes: dict[str, object], says: str) -> None:

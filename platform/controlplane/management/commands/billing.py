@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from billing import months, selectors
@@ -16,6 +17,7 @@ from billing.access import access_invoice
 from billing.invoicing import invoice_issue
 from billing.models import Invoice, Operation
 from billing.operations import operation_approve, operation_ask, operation_refuse
+from billing.packages import package_buy
 from billing.services import sheet_publish
 from billing.settling import credit_note_issue, invoice_pay, invoice_void
 from controlplane.listings import listings_unrated
@@ -95,6 +97,18 @@ def _price(options: Options) -> str:
     return sheet_publish(sheet=sheet, actor=options["actor"]).hex()
 
 
+def _package(options: Options) -> str:
+    bought = package_buy(
+        tenant_id=UUID(options["tenant"]),
+        sku=options["sku"],
+        region=settings.REGION,
+        name=options["name"],
+        idem_key=options["reference"],
+        actor=options["actor"],
+    )
+    return str(bought)
+
+
 def _quota(options: Options) -> str:
     quota_set(
         tenant_id=UUID(options["tenant"]),
@@ -132,6 +146,11 @@ ACTS = {
             value=o["value"],
             expires_at=o["expires_at"],
         ),
+    ),
+    "package": Act(
+        "sell a tenant a token package of a SKU, from its available money",
+        ("tenant", "sku", "name", "reference"),
+        _package,
     ),
     "reverse": Act("mirror a top-up or grant", ("tx",), lambda o: _ask("reverse", o, tx_id=o["tx"])),
     "correct": Act(
