@@ -11,6 +11,7 @@ from uuid import UUID
 
 import redis
 from django.conf import settings
+from redis.client import Pipeline
 
 from billing import selectors as billing
 from inference import selectors as inference
@@ -20,6 +21,7 @@ from kernel.clock import month_of, utcnow
 from kernel.pricing import canonical
 from tenants.models import ApiKey, Scope, Standing, Tenant
 
+AT_ONCE = 500  # records in one write to Redis
 # KEYS key; ARGV version, record: only forward.
 _SET_KEY = """
 if tonumber(redis.call('HGET', KEYS[1], 'v') or '-1') > tonumber(ARGV[1]) then return 0 end
@@ -69,7 +71,7 @@ def key_record(key: ApiKey) -> wire.KeyRecord:
 
 def project_key(record: wire.KeyRecord) -> None:
     """Write one key's record: it holds at every gateway from here on."""
-    client().eval(_SET_KEY, 1, wire.key(record.public_id), record.version, wire.dumps(record))
+    _write_key(client(), record)
 
 
 def cut_streams(key_id: str) -> None:
@@ -104,7 +106,7 @@ def project_route(endpoint_id: UUID) -> None:
     if record is None:
         return
     try:
-        _write_route(record)
+        _write_route(client(), record)
     except redis.RedisError as error:
         raise Unavailable(f"the gateways' Redis: {error}") from error
 
@@ -156,12 +158,16 @@ def project_sheets() -> None:
 
 def project_all() -> None:
     """Everything, and the epoch last: from then on an absent key means that there is none."""
-    for key in ApiKey.objects.select_related("tenant").prefetch_related("tenant__endpoint_caps"):
-        known = key_record(key)
-        seed_spend(known)
-        project_key(known)
-    for record in inference.route_list():
-        _write_route(record)
+    with client().pipeline(transaction=False) as pipe:
+        for key in ApiKey.objects.select_related("tenant").prefetch_related("tenant__endpoint_caps"):
+            known = key_record(key)
+            seed_spend(known)
+            _write_key(pipe, known)
+            _send_if_many(pipe)
+        for record in inference.route_list():
+            _write_route(pipe, record)
+            _send_if_many(pipe)
+        pipe.execute()
     _remove_stray_routes()
     project_sheets()
     client().set(wire.EPOCH, "1")
@@ -180,8 +186,17 @@ def _remove_stray_routes() -> None:
         remove_route(ids.decode(ids.ENDPOINT, stray))
 
 
-def _write_route(record: wire.RouteRecord) -> None:
-    client().eval(
+def _send_if_many(pipe: Pipeline) -> None:
+    if len(pipe) >= AT_ONCE:
+        pipe.execute()
+
+
+def _write_key(to: redis.Redis, record: wire.KeyRecord) -> None:
+    to.eval(_SET_KEY, 1, wire.key(record.public_id), record.version, wire.dumps(record))
+
+
+def _write_route(to: redis.Redis, record: wire.RouteRecord) -> None:
+    to.eval(
         _SET_ROUTE,
         3,
         wire.route(record.endpoint_id),

@@ -1,0 +1,228 @@
+"""What is billed against what a real engine itself has counted, over a mixture of everything that clients do."""
+
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import urllib3
+
+from tests.scenarios.conftest import Moorage
+from tests.scenarios.test_shared_endpoint import engine_counters
+from tests.services import soak, wait_until
+
+pytestmark = pytest.mark.engine
+
+EVENTS = """
+SELECT subject_id::text, (counts ->> 'in_hit')::int + (counts ->> 'in_miss')::int, (counts ->> 'out')::int,
+  waste, finish
+FROM usage_event WHERE kind = 'tokens' AND started_at >= to_timestamp(%s)
+"""
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+PREFIX = "the harbour and the sea and the ships that lie at anchor " * 30
+
+Ask = tuple[str, dict[str, Any]]
+
+
+def words(chance: random.Random, count: int) -> str:
+    return " ".join(f"word{chance.randrange(10_000)}" for _ in range(count))
+
+
+def chat(chance: random.Random) -> Ask:
+    messages = [{"role": "user", "content": words(chance, chance.randint(1, 60))}]
+    return "/v1/chat/completions", {"messages": messages, "max_tokens": chance.randint(1, 40)}
+
+
+def cached(chance: random.Random) -> Ask:
+    path, body = chat(chance)
+    return path, {**body, "messages": [{"role": "user", "content": PREFIX + words(chance, 3)}]}
+
+
+def several(chance: random.Random) -> Ask:
+    path, body = chat(chance)
+    return path, {**body, "n": chance.randint(2, 4)}
+
+
+def tools(chance: random.Random) -> Ask:
+    path, body = chat(chance)
+    return path, {**body, "tools": TOOLS, "tool_choice": "auto"}
+
+
+def text(chance: random.Random) -> Ask:
+    prompt: Any = words(chance, 20)
+    if chance.random() < 0.5:
+        prompt = [words(chance, 5), words(chance, 9)]
+    return "/v1/completions", {"prompt": prompt, "max_tokens": chance.randint(1, 40)}
+
+
+def message(chance: random.Random) -> Ask:
+    _, body = chat(chance)
+    return "/v1/messages", {**body, "system": "be brief"}
+
+
+def too_long(chance: random.Random) -> Ask:
+    return "/v1/completions", {"prompt": "harbour " * 5000, "max_tokens": 4}
+
+
+def malformed(chance: random.Random) -> Ask:
+    path, body = chat(chance)
+    return path, {**body, "temperature": -3}
+
+
+KINDS: tuple[Callable[[random.Random], Ask], ...] = (
+    *(chat, chat, cached, cached, several, tools, text, message, message),
+    *(too_long, malformed),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of one request: `status` is None where the client left, `request_id` where it left before a head."""
+
+    status: int | None
+    request_id: str | None
+    n: int
+
+
+def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
+    """One request of the mixture."""
+    chance = random.Random(seed)
+    path, body = chance.choice(KINDS)(chance)
+    stream = chance.random() < 0.6
+    if stream and "/messages" not in path and chance.random() < 0.6:
+        body["stream_options"] = chance.choice([{}, {"include_usage": False}, {"include_usage": True}])
+    leaves = aborts and chance.random() < 0.4
+    if leaves:
+        body |= {"max_tokens": 600}
+    n = body.get("n", 1)
+    try:
+        answer = moorage.http.request(
+            "POST",
+            moorage.gateway + path,
+            json={"model": model, **body, "stream": stream},
+            headers={"Authorization": f"Bearer {moorage.key}"},
+            preload_content=False,
+            timeout=urllib3.Timeout(connect=5, read=chance.uniform(0.02, 0.5) if leaves else 120),
+        )
+    except urllib3.exceptions.TimeoutError:
+        assert leaves
+        return Sent(None, None, n)
+    request_id = answer.headers["x-request-id"]
+    try:
+        wanted = chance.randint(1, 20_000) if leaves and stream else 1 << 30
+        while wanted > 0 and (piece := answer.read(64)):
+            wanted -= len(piece)
+    except urllib3.exceptions.TimeoutError:
+        assert leaves
+        wanted = 0
+    if wanted > 0:
+        answer.release_conn()
+        return Sent(answer.status, request_id, n)
+    answer.close()
+    return Sent(None, request_id, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Sums over a quiet engine's window. The engine counts a prompt once for each of its `n` answers."""
+
+    answered: int
+    events: int
+    prompt: int
+    prompt_times_n: int
+    out: int
+    waste: int
+    aborted: int
+    engine_prompt: int
+    engine_out: int
+
+
+def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool) -> Window:
+    """Send so many requests, eight at a time; what their events say and what the engine counted."""
+    wait_until(lambda: quiet(moorage, model), "a quiet engine", 120)
+    began_s, before = time.time(), engine_counters(moorage, model)
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(lambda number: send(moorage, model, seed + number, aborts=aborts), range(count)))
+    assert {one.status for one in sent} <= {200, 400, None}
+    wait_until(lambda: quiet(moorage, model), "a quiet engine", 120)
+    after = engine_counters(moorage, model)
+    begun = sum(one.status != 400 and one.request_id is not None for one in sent)
+    wait_until(lambda: len(moorage.query(EVENTS, began_s)) >= begun, "an event of every answer that began", 60)
+    events = moorage.query(EVENTS, began_s)
+    times = {one.request_id: one.n for one in sent}
+    return Window(
+        answered=sum(one.status == 200 for one in sent),
+        events=len(events),
+        prompt=sum(prompt for _, prompt, _, _, _ in events),
+        prompt_times_n=sum(prompt * times.get(request_id, 1) for request_id, prompt, _, _, _ in events),
+        out=sum(out for _, _, out, _, _ in events),
+        waste=sum(waste for _, _, _, waste, _ in events),
+        aborted=sum(finish == "abort_client" for *_, finish in events),
+        engine_prompt=after[0] - before[0],
+        engine_out=after[1] - before[1],
+    )
+
+
+def quiet(moorage: Moorage, model: str) -> bool:
+    """Whether the engine's counters stand still."""
+    before = engine_counters(moorage, model)
+    time.sleep(0.5)
+    return engine_counters(moorage, model) == before
+
+
+def test_fault_27_a_prompt_never_seen_is_not_cached_and_a_repeat_is_in_whole_blocks(
+    moorage: Moorage, shared: str
+) -> None:
+    prompt = words(random.Random(time.time_ns()), 250)
+
+    def usage() -> Any:
+        answer = moorage.chat(shared, messages=[{"role": "user", "content": prompt}])
+        assert answer.status == 200
+        return answer.body["usage"]
+
+    first, second = usage(), usage()
+    assert first["prompt_cache_hit_tokens"] == 0
+    assert second["prompt_tokens"] == first["prompt_tokens"]
+    assert second["prompt_cache_hit_tokens"] < second["prompt_tokens"]
+    assert second["prompt_cache_hit_tokens"] % 16 == 0
+
+
+@pytest.mark.soak
+def test_without_an_abort_billed_is_what_the_engine_counted(moorage: Moorage, shared: str) -> None:
+    found = mixture(moorage, shared, soak(1000), seed=1, aborts=False)
+    assert found.events == found.answered > 0, found
+    assert (found.prompt_times_n, found.out) == (found.engine_prompt, found.engine_out), found
+    assert found.waste == found.aborted == 0, found
+    moorage.assert_books()
+
+
+@pytest.mark.soak
+def test_with_aborts_at_random_points_billed_is_never_more_than_the_engine_counted(
+    moorage: Moorage, shared: str
+) -> None:
+    found = mixture(moorage, shared, soak(1000), seed=100_000, aborts=True)
+    assert found.aborted > 0, found
+    assert found.prompt <= found.prompt_times_n <= found.engine_prompt, found
+    assert found.out + found.waste <= found.engine_out, found
+    moorage.assert_books()
+
+
+def test_a_counted_message_is_as_long_as_its_bill_says(moorage: Moorage, shared: str) -> None:
+    ask = {
+        "model": shared,
+        "system": [{"type": "text", "text": "be brief"}],
+        "messages": [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+            {"role": "user", "content": [{"type": "text", "text": "and now"}, {"type": "text", "text": "this"}]},
+        ],
+        "tools": [{"name": "look", "description": "look", "input_schema": {"type": "object"}}],
+    }
+    counted = moorage.infer("/v1/messages/count_tokens", ask)
+    answered = moorage.infer("/v1/messages", {**ask, "max_tokens": 3})
+    assert (counted.status, answered.status) == (200, 200)
+    usage = answered.body["usage"]
+    assert counted.body["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
