@@ -119,7 +119,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """A kind of card. `usable_gib` is of one schedulable unit, None where never measured."""
+    """A kind of card. `usable_gib` is of one schedulable unit, None where never measured.
+
+    `beyond_restricted` is what its runtime takes of a pod that Pod Security `restricted` refuses.
+    """
 
     id: str
     vendor: str
@@ -128,6 +131,7 @@ class Accelerator:
     usable_gib: float | None
     weight_formats: tuple[str, ...]
     servable: bool
+    beyond_restricted: tuple[str, ...]
     verified: bool
     source: tuple[str, ...]
 
@@ -147,7 +151,11 @@ class Catalogue:
 
 def parse(models: Mapping[str, Any], recipes: Mapping[str, Any], accelerators: Mapping[str, Any]) -> Catalogue:
     """The catalogue behind three documents. CatalogueError names the first entry that is malformed."""
-    chips = _by_id("accelerator", (_Entry("accelerator", item) for item in accelerators["accelerators"]), _accelerator)
+    chips = _by_id(
+        "accelerator",
+        (_Entry("accelerator", item) for item in accelerators["accelerators"]),
+        lambda entry: _accelerator(entry, accelerators["vendors"]),
+    )
     releases = _by_id("release", (_Entry("release", item) for item in models["models"]), _release)
     profiles = (recipes["probe_profiles"], recipes["termination_profiles"])
     known = _by_id(
@@ -230,15 +238,19 @@ def _by_id(kind: str, entries: Iterable[_Entry], build: Any) -> dict[str, Any]:
     return found
 
 
-def _accelerator(entry: _Entry) -> Accelerator:
+def _accelerator(entry: _Entry, vendors: Mapping[str, Any]) -> Accelerator:
+    vendor = entry.text("vendor")
+    if vendor not in vendors:
+        entry.fail("vendor", f"names no vendor: {vendor!r}")
     return Accelerator(
         id=entry.id,
-        vendor=entry.text("vendor"),
+        vendor=vendor,
         name=entry.text("name"),
         memory_gb=entry.whole("memory_gb", null=True),
         usable_gib=entry.number("unit_memory_gb", null=True) or entry.number("usable_gib", null=True),
         weight_formats=entry.texts("weight_formats"),
         servable=entry.flag("servable", default=True),
+        beyond_restricted=tuple(vendors[vendor].get("beyond_restricted", ())),
         verified=entry.flag("verified"),
         source=entry.texts("source"),
     )

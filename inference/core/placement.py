@@ -101,6 +101,12 @@ def _fit(
     chip = catalogue.accelerators.get(pool.accelerator)
     if chip is None or not chip.servable:
         return refuse("NotServable", f"pool {pool.name} has {pool.accelerator}, which runs no engine of ours")
+    if chip.beyond_restricted:
+        return refuse(
+            "NotRestricted",
+            f"pool {pool.name} has {chip.name}, whose runtime takes {' and '.join(chip.beyond_restricted)}; "
+            "tenants that share a region get no pod with that, so choose another accelerator",
+        )
     if accelerator is not None and accelerator != pool.accelerator:
         return refuse("OtherAccelerator", f"pool {pool.name} has {chip.name}, not {accelerator}")
     if pool.releases is not None and release.id not in pool.releases:

@@ -1,12 +1,15 @@
 """Every manifest as an API server sees it: known fields, allowed values, pods that a `restricted` namespace takes."""
 
 import copy
+from uuid import uuid4
 
 import pytest
 import yaml
 
+from inference.core.workload import workload
 from k8s.cluster import Invalid
-from k8s.desired import namespace_of
+from k8s.desired import PoolBinding, deployment_objects, namespace_of
+from tests.inference.values import known
 from tests.k8s.golden_cases import FOLDER, TENANT
 from tests.k8s.harness import until
 from tests.k8s.test_cluster_contract import decided
@@ -54,6 +57,30 @@ def test_a_restricted_namespace_takes_the_pods(site, namespace, name):
     [item, *_] = documents(name)
     answer = site.admin.call("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod_of(item))
     assert answer["spec"]["containers"][0]["image"] == item["spec"]["template"]["spec"]["containers"][0]["image"]
+
+
+def test_every_recipe_on_one_node_passes_both(site, namespace):
+    pool = PoolBinding(name="any", arch="amd64", resource_name="example.com/card", runtime_class="nvidia")
+    recipes = [recipe for recipe in known().recipes.values() if recipe.nodes == 1]
+    for recipe in recipes:
+        spec = workload(
+            tenant_id=TENANT,
+            endpoint_id=uuid4(),
+            deployment_id=uuid4(),
+            generation=1,
+            replicas=2,
+            release=known().releases[recipe.release],
+            recipe=recipe,
+            image=f"{recipe.image or 'registry.example/engine'}:1",
+            weights_root="/weights",
+            counts_cards=True,
+        )
+        manifests = deployment_objects(spec, pool)
+        errors = [result.error for result in site.cluster.apply(manifests, dry_run=True)]
+        assert errors == [None] * len(manifests), recipe.id
+        pods = f"/api/v1/namespaces/{namespace}/pods"
+        site.admin.call("POST", pods, query={"dryRun": "All", "fieldValidation": "Strict"}, body=pod_of(manifests[0]))
+    assert len(recipes) > 20
 
 
 @pytest.mark.parametrize(

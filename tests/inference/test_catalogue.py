@@ -42,6 +42,7 @@ def test_multi_node_recipes_name_what_they_leave_open():
         (0, "deepseek-r1", "verified", "yes", "release 'deepseek-r1': verified"),
         (0, "deepseek-r1", "id", "Deep Seek", "release 'Deep Seek': id"),
         (1, "r1-h200-8-tep", "model", "gpt-9", "recipe 'r1-h200-8-tep': model"),
+        (2, "nvidia-h20-96", "vendor", "abacus", "accelerator 'nvidia-h20-96': vendor"),
         (1, "r1-h200-8-tep", "accelerators", ["abacus"], "recipe 'r1-h200-8-tep': accelerators"),
         (1, "r1-h200-8-tep", "args", ["--tp", 8], "recipe 'r1-h200-8-tep': args"),
         (1, "r1-h200-8-tep", "shm", "much", "recipe 'r1-h200-8-tep': shm"),

@@ -23,6 +23,7 @@ def put(*pools, release=R1, replicas=1, accelerator=None):
     [
         ({"region": "elsewhere"}, "OtherRegion", "is in region elsewhere, not here"),
         ({"accelerator": "cambricon-mlu370-48"}, "NotServable", "runs no engine"),
+        ({"accelerator": "intel-gaudi2-96"}, "NotRestricted", "takes hostIPC and capability SYS_NICE"),
         ({"releases": frozenset({"deepseek-v3"})}, "WeightsMissing", "holds no weights of deepseek-r1-0528"),
         ({"accelerator": "nvidia-l20-48"}, "NoRecipe", "no recipe for deepseek-r1-0528"),
         ({"accelerator": "nvidia-h100-80"}, "ManyNodes", "spans 2 nodes"),
