@@ -62,9 +62,9 @@ class Product:
         assert moorage.manage("seed_demo").returncode == 0
 
     def prefer(self, vendor, image="engine.moorage.local/tiny:1"):
-        """Add the cluster with its four pools, or bring them up to date: placement takes the smallest that fits."""
+        """Add the cluster with its four pools, or bring them up to date: only this vendor's has room."""
         file = self.folder / "pools.yaml"
-        file.write_text(yaml.safe_dump([pool(name, image, 3 if name == vendor else 16) for name in VENDORS]))
+        file.write_text(yaml.safe_dump([pool(name, image, 3 if name == vendor else 0) for name in VENDORS]))
         kubeconfig = self.site.plane.folder / "app.kubeconfig"
         done = self.moorage.manage(
             "cluster", "add", "vendors", f"--region={REGION}", f"--kubeconfig={kubeconfig}", f"--pools={file}"

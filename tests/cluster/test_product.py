@@ -1,5 +1,7 @@
 """From the API to pods on the right pool and back to nothing, with every process of the product in its place."""
 
+import time
+
 import pytest
 
 from tests.cluster.product import VENDORS, node_of
@@ -7,6 +9,7 @@ from tests.k8s.golden_cases import POOLS
 from tests.k8s.harness import until
 from tests.services import wait_until
 
+SERVE_S = 5.0
 pytestmark = pytest.mark.cluster
 
 
@@ -66,11 +69,12 @@ def test_a_real_engine_in_a_pod_answers_through_the_gateway_and_is_billed(produc
     answer = product.moorage.chat(endpoint_id)
     assert answer.status == 200, answer.body
     event = product.moorage.event_of(answer.headers["x-request-id"])
+    time.sleep(SERVE_S)
     assert event["counts"]["out"] == answer.body["usage"]["completion_tokens"] > 1
 
     product.delete(endpoint_id)
     product.moorage.until_phase(endpoint_id, "deleted", 120)
-    wait_until(lambda: billed_s(product, deployment_id) >= 1, "the seconds that it served", 60)
+    wait_until(lambda: billed_s(product, deployment_id) >= SERVE_S - 1, "the seconds that it served", 120)
     assert product.leftovers(deployment_id) == ([], [], [(0, False, 0)])
     product.moorage.assert_books()
     product.site.nodes.remove("enflame-5")
