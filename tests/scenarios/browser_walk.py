@@ -128,7 +128,7 @@ def ask(page: Page, key: str, endpoint: str, prompt: str) -> None:
 def read_usage(page: Page, endpoint: str) -> None:
     """The metered line arrives some seconds after the answer."""
     page.get_by_role("link", name="Usage").click()
-    table = page.get_by_role("region", name="By day, endpoint and meter").get_by_role("table")
+    table = page.get_by_role("region", name="By day, endpoint, key and meter").get_by_role("table")
     line = table.get_by_role("row").filter(has_text=endpoint).filter(has_text="Answer tokens")
     for _ in range(30):
         if line.count():
