@@ -67,3 +67,17 @@ def test_every_image_is_pinned_and_nothing_but_the_doors_is_published(compose: d
     assert all(re.search(r":\d+\.\d+(\.\d+)?(-\w+)?$", image) for image in images)
     published = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert sorted(published) == ["127.0.0.1:8000:8000", "127.0.0.1:8080:8080"]
+
+
+def test_no_container_looks_for_another_one_on_its_own_loopback(compose: dict[str, Any]) -> None:
+    environment_ = compose["x-environment"]
+    asked = {name: value for name, value in environment_.items() if "://" in str(value)}
+    del asked["GATEWAY_URL"]  # printed for people outside, opened by no container
+    hosts = {re.search(r"://(?:[^@/]*@)?([^:/]+)", str(value))[1] for value in asked.values()}
+    assert hosts <= set(compose["services"])
+    assert environment_["GATEWAY_PRIVATE_URL"] == "http://agent:8080"
+
+
+def test_whatever_talks_to_engines_shares_the_agents_network(compose: dict[str, Any]) -> None:
+    sharing = {name for name, service in compose["services"].items() if service.get("network_mode") == "service:agent"}
+    assert sharing == {"gateway", "worker"}
