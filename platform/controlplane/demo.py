@@ -9,12 +9,14 @@ from django.conf import settings
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What `make up` prints: a login of the console, a key of the API, the release to try."""
+    """What `make up` prints: a login of the console, a key of the API, the release to try, the operator's login."""
 
     username: str
     password: str
     api_key: str
     release: str
+    operator_username: str = ""  # absent in what an older version wrote
+    operator_password: str = ""
 
 
 def demo_file() -> Path:

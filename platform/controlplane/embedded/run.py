@@ -129,6 +129,10 @@ def greeting(environ: Mapping[str, str], demo: Demo | None) -> str:
         body = json.dumps({"model": demo.release, "stream": True, "messages": [message]})
         lines += [
             f"  sign in  {demo.username} with password {demo.password}",
+            *(
+                [f"  operator {demo.operator_username} with password {demo.operator_password}"]
+                * bool(demo.operator_username)
+            ),
             f"  API key  {demo.api_key}",
             f"  try      curl -N {environ['GATEWAY_URL']}/v1/chat/completions \\",
             f"             -H 'Authorization: Bearer {demo.api_key}' \\",

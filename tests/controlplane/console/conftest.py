@@ -23,7 +23,7 @@ from tests.conftest import as_role
 IMAGE = "engine.moorage.local/vllm-cpu"
 
 
-@dataclass
+@dataclass(eq=False)
 class Person:
     """A member with a browser; every request runs under the web role, as in production."""
 

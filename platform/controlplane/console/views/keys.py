@@ -110,7 +110,9 @@ def _create(request: TenantRequest, form: KeyForm) -> str:
         created, text = services.key_create(
             tenant_id=request.tenant.id, actor=actor(request), maker=request.holders, **form.arguments()
         )
-        services.key_limit(key=created, limits=form.limits(), actor=actor(request))
+        asked = {name: value for name, value in form.limits().items() if value != getattr(created, name)}
+        if asked:
+            services.key_limit(key=created, limits=asked, actor=actor(request))
     return text
 
 

@@ -31,7 +31,7 @@ from tenants.services import member_add, tenant_create
 ACTOR = "seed_demo"
 CURRENCY = "USD"
 TEST_RELEASE = "tiny-deepseek"
-USERNAME = "demo"
+USERNAME, OPERATOR_USERNAME = "demo", "operator"
 CREDIT = "100"
 HOUR_S = 3600
 # Demo prices: per token in pico-dollars (0.003, 0.15 and 0.60 dollars a million), a CPU pool at 0.35 dollars an hour,
@@ -56,7 +56,7 @@ class Command(BaseCommand):
         for release in releases:
             shared_endpoint(operator, release)
         if not demo_file().exists():
-            write_demo(demo_tenant(releases[-1]))
+            write_demo(demo_tenant(releases[-1], operator))
         projection.project_all()
 
 
@@ -93,15 +93,21 @@ def shared_endpoint(operator: Tenant, release: str) -> None:
         )
 
 
-@transaction.atomic
-def demo_tenant(release: str) -> Demo:
-    """A tenant with 100 dollars, a person who owns it, and a key for both doors."""
-    tenant = tenant_create(name="Demo Harbour", currency=CURRENCY, actor=ACTOR)
+def owner(username: str, tenant: Tenant) -> str:
+    """A person who owns the tenant; their fresh password."""
     password = secrets.token_urlsafe(12)
-    user, _ = User.objects.get_or_create(username=USERNAME)
+    user, _ = User.objects.get_or_create(username=username)
     user.set_password(password)
     user.save()
     member_add(tenant_id=tenant.id, user=user, role=Role.OWNER, actor=ACTOR)
+    return password
+
+
+@transaction.atomic
+def demo_tenant(release: str, operator: Tenant) -> Demo:
+    """A tenant with 100 dollars, a person who owns it, a key for both doors, and a person of the operator's."""
+    tenant = tenant_create(name="Demo Harbour", currency=CURRENCY, actor=ACTOR)
+    password, operator_password = owner(USERNAME, tenant), owner(OPERATOR_USERNAME, operator)
     billing.topup(
         tenant_id=tenant.id,
         currency=CURRENCY,
@@ -110,4 +116,4 @@ def demo_tenant(release: str) -> Demo:
         actor=ACTOR,
     )
     _, text = keys.key_create(tenant_id=tenant.id, name="demo", actor=ACTOR, scopes=list(Scope))
-    return Demo(USERNAME, password, text, release)
+    return Demo(USERNAME, password, text, release, OPERATOR_USERNAME, operator_password)
