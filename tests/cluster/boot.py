@@ -27,12 +27,12 @@ USERS = {
 }
 
 # One line per write of `admin` and `app`: reads, nodes and the control plane itself are left out.
+_READS = {"level": "None", "verbs": ["get", "list", "watch"]}
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
     "rules": [
-        {"level": "None", "verbs": ["get", "list", "watch"]},
         {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
         {
             "level": "None",
@@ -66,10 +66,11 @@ def build():
 
 
 class ControlPlane:
-    """The four servers. A silent node is lost after `node_grace_s`."""
+    """The four servers. A silent node is lost after `node_grace_s`; `audits_reads` has them logged as writes are."""
 
-    def __init__(self, program, folder, *, node_grace_s=4):
+    def __init__(self, program, folder, *, node_grace_s=4, audits_reads=False):
         self.program, self.folder, self.node_grace_s = program, folder, node_grace_s
+        self._audit = _AUDIT if audits_reads else {**_AUDIT, "rules": [_READS, *_AUDIT["rules"]]}
         names = ("api", "etcd", "peer", "controllers", "scheduler")
         self._ports = {name: free_port() for name in names}
         self.url = f"https://127.0.0.1:{self._ports['api']}"
@@ -122,11 +123,15 @@ class ControlPlane:
         if name == "kube-apiserver":
             self._wait(f"{self.url}/readyz")
 
-    def writes(self, user="app"):
-        """One audit event per write that a user asked for so far, dry runs and refused ones too."""
+    def calls(self, user="app"):
+        """One audit event per logged call of a user so far, dry runs and refused ones too."""
         lines = (self.folder / "audit.log").read_text().splitlines()
         events = (json.loads(line) for line in lines)
         return [event for event in events if event["user"]["username"] == USERS[user][0]]
+
+    def writes(self, user="app"):
+        """Those of them that are writes."""
+        return [event for event in self.calls(user) if event["verb"] not in _READS["verbs"]]
 
     def _write_files(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +148,7 @@ class ControlPlane:
         self._tls = ssl.create_default_context(cafile=self.certificate)
         accounts = (f'{self.tokens[name]},{user},{user},"{group}"\n' for name, (user, group) in USERS.items())
         self._write("tokens.csv", "".join(accounts))
-        self._write("audit.json", json.dumps(_AUDIT))
+        self._write("audit.json", json.dumps(self._audit))
         for name in USERS:
             self._write(f"{name}.kubeconfig", json.dumps(self.kubeconfig(name)))
         scheduler = {

@@ -28,7 +28,6 @@ MERGE = "application/merge-patch+json"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _TURN_S = 0.05
-_RENEW_S = 1.0
 
 
 def machine(name, *, labels=None, resources=None, taints=(), arch="amd64", cpu=128):
@@ -53,9 +52,10 @@ class Nodes:
     """Any number of nodes, driven by two threads of this process. `tls`: certificate and key of their log server.
 
     `speed` is how much faster than ours their clock runs: probes, back-offs and graces take that much less.
+    `ips` are the addresses that pods which nothing runs for are said to have. Leases are renewed each `renew_s`.
     """
 
-    def __init__(self, kubeconfig, root, engines, tls, *, speed=1):
+    def __init__(self, kubeconfig, root, engines, tls, *, speed=1, ips=None, renew_s=1.0):
         self._api = Connection(kubeconfig)
         self._workers = ThreadPoolExecutor(8)
         self._settings = Settings(
@@ -64,9 +64,10 @@ class Nodes:
         self._logs = _log_server(self, tls)
         self._machines, self._live = {}, set()
         self._runners, self._played, self._uids = {}, set(), {}
-        self._ips = (f"10.{a}.{b}.{c}" for a, b, c in itertools.product(range(128, 256), range(256), range(1, 255)))
+        nowhere = (f"10.{a}.{b}.{c}" for a, b, c in itertools.product(range(128, 256), range(256), range(1, 255)))
+        self._ips = iter(ips) if ips else nowhere
         self._inbox = queue.SimpleQueue()
-        self._renew_at = 0.0
+        self._renew_at, self._renew_s = 0.0, renew_s
         self._closed = threading.Event()
         self._end_watch = lambda: None
         self.errors = []
@@ -158,7 +159,7 @@ class Nodes:
         while not self._inbox.empty():
             self._take(*self._inbox.get())
         if time.monotonic() >= self._renew_at:
-            self._renew_at = time.monotonic() + _RENEW_S
+            self._renew_at = time.monotonic() + self._renew_s
             for name in list(self._live):
                 self._renew(name)
         for uid, runner in list(self._runners.items()):
