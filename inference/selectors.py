@@ -12,7 +12,7 @@ from django.db.models import Prefetch, Q, QuerySet
 from inference.catalogue_files import catalogue
 from inference.core import conditions
 from inference.core.catalogue import Accelerator, Recipe, Release
-from inference.core.placement import EngineImage, PoolFacts
+from inference.core.placement import EngineImage, PoolFacts, whole_nodes_free
 from inference.core.reserved import Offer
 from inference.core.words import Phase, Rung, Visibility
 from inference.models import Deployment, Endpoint, Pool
@@ -184,6 +184,30 @@ def release_list(region: str) -> list[ReleaseView]:
 def pool_list(region: str) -> list[PoolView]:
     """A region's pools by name."""
     return [_pool_view(pool) for pool in Pool.objects.filter(region=region).order_by("name")]
+
+
+def nodes_free(pool: Pool, cards_per_node: int) -> int:
+    """Nodes of a pool that nobody is on, as its reservations and the facts about its pods say.
+
+    A replica that has no pod yet may land anywhere: it counts as being on a node of its own.
+    """
+    grouped_cards, unplaced, shared = 0, 0, set[str]()
+    known = catalogue().recipes
+    there = Deployment.objects.filter(pool=pool, reserved__gt=0).select_related("observed")
+    for item in there:
+        if (recipe := known.get(item.recipe)) is not None and recipe.nodes > 1:
+            grouped_cards += item.reserved
+            continue
+        stored = getattr(item, "observed", None)
+        nodes = [pod["node"] for pod in (stored.facts or {"pods": []})["pods"] if pod["node"]] if stored else []
+        unplaced += max(0, item.reserved // item.accelerators - len(nodes))
+        shared.update(nodes)
+    return whole_nodes_free(
+        capacity=pool.capacity,
+        cards_per_node=cards_per_node,
+        grouped_cards=grouped_cards,
+        shared_nodes=len(shared) + unplaced,
+    )
 
 
 def pool_facts(pool: Pool) -> PoolFacts:

@@ -1,4 +1,4 @@
-"""Specs to manifests: what a tenant's namespace and an engine's Deployment look like, decided here alone.
+"""Specs to manifests: what a tenant's namespace and a deployment's objects look like, decided here alone.
 
 Pure: the same input gives the same bytes, names and hashes.
 """
@@ -11,7 +11,21 @@ from typing import Any
 from uuid import UUID
 
 from k8s.cluster import Object, Ref
+from k8s.engine_pod import SERVICE_ACCOUNT, PoolBinding, WorkloadSpec, pod_spec, refuse_reserved
 from kernel import ids
+
+__all__ = [
+    "PoolBinding",
+    "RegionBinding",
+    "TenantSpec",
+    "WorkloadSpec",
+    "deployment_objects",
+    "deployment_refs",
+    "name_of",
+    "namespace_of",
+    "sized_refs",
+    "tenant_objects",
+]
 
 DOMAIN = "moorage.dev"
 TENANT_LABEL = f"{DOMAIN}/tenant"
@@ -22,73 +36,10 @@ SPEC_HASH_LABEL = f"{DOMAIN}/spec-hash"
 REGION_LABEL = f"{DOMAIN}/region"
 POOL_LABEL = f"{DOMAIN}/pool"
 
-CONTAINER = "engine"
-SERVICE_ACCOUNT = "engine"
-SCRATCH = "/scratch"
+ROLE_LABEL = f"{DOMAIN}/role"
+GROUPS = "leaderworkerset.x-k8s.io/v1"
 
-_USER_ID = 10001
-_GRACE_MARGIN_S = 20
 _IMAGE_PULL_S = 1800
-_RESERVED_FLAGS = ("--host", "--port", "--shutdown-timeout")
-_RESERVED_ENV = ("POD_IP", "HOME", "VLLM_ENGINE_READY_TIMEOUT_S")
-_VISIBLE_DEVICES = ("_VISIBLE_DEVICES", "_VISIBLE_MODULES")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadSpec:
-    """One deployment of an endpoint: `replicas` engines of one recipe.
-
-    `args` are what follows `command`: the model, then the recipe's flags; address, port and shutdown flags
-    are added here. `generation` marks the Deployment alone, so that scaling restarts no engine.
-    `drains_itself` is False for engines without `--shutdown-timeout`; a preStop loop then waits for
-    their running requests. `surge` starts the new engine before the old one ends, which needs free cards.
-    """
-
-    tenant_id: UUID
-    endpoint_id: UUID
-    deployment_id: UUID
-    generation: int
-    replicas: int
-    image: str
-    args: tuple[str, ...]
-    cpu_millis: int
-    memory_bytes: int
-    command: tuple[str, ...] = ("vllm", "serve")
-    env: Mapping[str, str] = field(default_factory=dict)
-    served_port: int = 8000
-    accelerator_count: int = 0
-    shm_bytes: int = 64 << 20
-    startup_budget_s: int = 900
-    startup_period_s: int = 10
-    shutdown_timeout_s: int = 30
-    pre_stop_s: int = 5
-    drains_itself: bool = True
-    surge: bool = False
-
-    @property
-    def grace_s(self) -> int:
-        """Seconds between the delete and the kill: routing away, draining, and a margin to exit in."""
-        return self.pre_stop_s + self.shutdown_timeout_s + _GRACE_MARGIN_S
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolBinding:
-    """How one node pool names what an engine needs; none of it follows from the chip's name.
-
-    `arch` is Kubernetes' word (amd64, arm64). `weights_volume` is a volume source of a kind that
-    `restricted` allows, mounted read-only at `weights_mount`. `lost_after_s`: how long a pod of a silent
-    node is waited for.
-    """
-
-    name: str
-    arch: str
-    resource_name: str | None = None
-    runtime_class: str | None = None
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Mapping[str, Any], ...] = ()
-    weights_volume: Mapping[str, Any] | None = None
-    weights_mount: str = "/weights"
-    lost_after_s: int = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +75,20 @@ def name_of(deployment_id: UUID) -> str:
 
 
 def deployment_refs(tenant_id: UUID, deployment_id: UUID) -> tuple[Ref, ...]:
-    """Every object that a deployment may own in any generation: what to delete, and what to prune from."""
+    """Every object that a deployment may own in any generation: what to delete."""
     namespace, name = namespace_of(tenant_id), name_of(deployment_id)
     return (
         Ref("apps/v1", "Deployment", namespace, name),
-        Ref("policy/v1", "PodDisruptionBudget", namespace, name),
+        Ref(GROUPS, "LeaderWorkerSet", namespace, name),
+        Ref("v1", "Service", namespace, _leaders(name)),
+        Ref("networking.k8s.io/v1", "NetworkPolicy", namespace, _ranks(name)),
+        *sized_refs(tenant_id, deployment_id),
     )
+
+
+def sized_refs(tenant_id: UUID, deployment_id: UUID) -> tuple[Ref, ...]:
+    """Those of them that come and go with the number of replicas: what to prune."""
+    return (Ref("policy/v1", "PodDisruptionBudget", namespace_of(tenant_id), name_of(deployment_id)),)
 
 
 def tenant_objects(tenant: TenantSpec, region: RegionBinding) -> list[Object]:
@@ -157,38 +116,104 @@ def tenant_objects(tenant: TenantSpec, region: RegionBinding) -> list[Object]:
 
 
 def deployment_objects(spec: WorkloadSpec, pool: PoolBinding) -> list[Object]:
-    """One deployment's manifests: the Deployment, and a disruption budget where more than one replica runs.
+    """One deployment's manifests, first that of its pods: a Deployment, or a LeaderWorkerSet with a Service of its
+    leaders and a network policy among its ranks where an engine spans nodes. A disruption budget where more than
+    one replica runs.
 
-    ValueError names a flag or variable that only this module may set.
+    ValueError names a flag or variable that only these manifests may set.
     """
-    _refuse_reserved(spec, pool)
-    namespace, name = namespace_of(spec.tenant_id), name_of(spec.deployment_id)
+    refuse_reserved(spec, pool)
     labels = {
         TENANT_LABEL: ids.encode(ids.TENANT, spec.tenant_id),
         ENDPOINT_LABEL: ids.encode(ids.ENDPOINT, spec.endpoint_id),
         DEPLOYMENT_LABEL: ids.encode(ids.DEPLOYMENT, spec.deployment_id),
         POOL_LABEL: pool.name,
     }
-    selector = {"matchLabels": {DEPLOYMENT_LABEL: labels[DEPLOYMENT_LABEL]}}
-    pod = _pod_spec(spec, pool)
-    marked = labels | {SPEC_HASH_LABEL: _spec_hash({"labels": labels, "spec": pod})}
-    deployment = _named("apps/v1", "Deployment", namespace, name, marked | {GENERATION_LABEL: str(spec.generation)})
-    deployment["spec"] = {
-        "replicas": spec.replicas,
-        "selector": selector,
-        "revisionHistoryLimit": 2,
-        "progressDeadlineSeconds": spec.startup_budget_s + _IMAGE_PULL_S,
-        "strategy": {
-            "type": "RollingUpdate",
-            "rollingUpdate": {"maxSurge": int(spec.surge), "maxUnavailable": int(not spec.surge)},
-        },
-        "template": {"metadata": {"labels": marked}, "spec": pod},
+    objects = _groups(spec, pool, labels) if spec.nodes > 1 else [_deployment(spec, pool, labels)]
+    if spec.replicas > 1:
+        namespace, name = namespace_of(spec.tenant_id), name_of(spec.deployment_id)
+        budget = _named("policy/v1", "PodDisruptionBudget", namespace, name, labels)
+        objects.append(budget | {"spec": {"maxUnavailable": 1, "selector": _selector(labels)}})
+    return objects
+
+
+def _deployment(spec: WorkloadSpec, pool: PoolBinding, labels: Mapping[str, str]) -> Object:
+    pod = pod_spec(spec, pool)
+    marked = {**labels, SPEC_HASH_LABEL: _spec_hash({"labels": labels, "spec": pod})}
+    return _workload("apps/v1", "Deployment", spec, marked) | {
+        "spec": {
+            "replicas": spec.replicas,
+            "selector": _selector(labels),
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": spec.startup_budget_s + _IMAGE_PULL_S,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(spec)},
+            "template": {"metadata": {"labels": marked}, "spec": pod},
+        }
     }
-    if spec.replicas <= 1:
-        return [deployment]
-    budget = _named("policy/v1", "PodDisruptionBudget", namespace, name, labels)
-    budget["spec"] = {"maxUnavailable": 1, "selector": selector}
-    return [deployment, budget]
+
+
+def _groups(spec: WorkloadSpec, pool: PoolBinding, labels: Mapping[str, str]) -> list[Object]:
+    """Engines that span nodes: each is one group, which starts together and, if any of it ends, starts anew."""
+    namespace, name = namespace_of(spec.tenant_id), name_of(spec.deployment_id)
+    pods = {role: pod_spec(spec, pool, role) for role in ("leader", "worker")}
+    template = {"labels": labels, "size": spec.nodes, **pods}
+    marked = {**labels, SPEC_HASH_LABEL: _spec_hash(template)}
+    leading = {DEPLOYMENT_LABEL: labels[DEPLOYMENT_LABEL], ROLE_LABEL: "leader"}
+    among = [{"podSelector": _selector(labels)}]
+    group = {
+        "size": spec.nodes,
+        "restartPolicy": "RecreateGroupOnPodRestart",
+        **{
+            f"{role}Template": {"metadata": {"labels": {**marked, ROLE_LABEL: role}}, "spec": pod}
+            for role, pod in pods.items()
+        },
+    }
+    return [
+        _workload(GROUPS, "LeaderWorkerSet", spec, marked)
+        | {
+            "spec": {
+                "replicas": spec.replicas,
+                # A leader is ready only once its workers have joined: they may not wait for that.
+                "startupPolicy": "LeaderCreated",
+                "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": _rolling(spec)},
+                "leaderWorkerTemplate": group,
+            }
+        },
+        _named("v1", "Service", namespace, _leaders(name), labels)
+        | {"spec": {"selector": leading, "ports": [{"name": "http", "port": spec.served_port, "targetPort": "http"}]}},
+        # What ranks say to each other is neither encrypted nor asked who it is.
+        _named("networking.k8s.io/v1", "NetworkPolicy", namespace, _ranks(name), labels)
+        | {
+            "spec": {
+                "podSelector": _selector(labels),
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": among}],
+                "egress": [{"to": among}],
+            }
+        },
+    ]
+
+
+def _workload(api_version: str, kind: str, spec: WorkloadSpec, marked: Mapping[str, str]) -> Object:
+    labels = {**marked, GENERATION_LABEL: str(spec.generation)}
+    return _named(api_version, kind, namespace_of(spec.tenant_id), name_of(spec.deployment_id), labels)
+
+
+def _rolling(spec: WorkloadSpec) -> dict[str, int]:
+    return {"maxSurge": int(spec.surge), "maxUnavailable": int(not spec.surge)}
+
+
+def _selector(labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"matchLabels": {DEPLOYMENT_LABEL: labels[DEPLOYMENT_LABEL]}}
+
+
+def _leaders(name: str) -> str:
+    # The set's own name is taken by the Service that its controller makes for the ranks' addresses.
+    return f"{name}-leader"
+
+
+def _ranks(name: str) -> str:
+    return f"{name}-ranks"
 
 
 def _dns(label: str) -> str:
@@ -203,17 +228,6 @@ def _named(api_version: str, kind: str, namespace: str, name: str, labels: Mappi
 def _spec_hash(template: Mapping[str, Any]) -> str:
     canonical = json.dumps(template, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _refuse_reserved(spec: WorkloadSpec, pool: PoolBinding) -> None:
-    for flag in _RESERVED_FLAGS:
-        if any(arg == flag or arg.startswith(f"{flag}=") for arg in spec.args):
-            raise ValueError(f"args may not carry {flag}: the manifest sets it")
-    for name in spec.env:
-        if name in _RESERVED_ENV:
-            raise ValueError(f"env may not carry {name}: the manifest sets it")
-        if pool.resource_name and name.endswith(_VISIBLE_DEVICES):
-            raise ValueError(f"env may not carry {name}: the device plugin of {pool.resource_name} sets it")
 
 
 def _network_rules(region: RegionBinding) -> dict[str, Any]:
@@ -244,129 +258,3 @@ def _network_rules(region: RegionBinding) -> dict[str, Any]:
         "ingress": [{"from": [gateway]}],
         "egress": egress,
     }
-
-
-def _pod_spec(spec: WorkloadSpec, pool: PoolBinding) -> dict[str, Any]:
-    volumes: list[dict[str, Any]] = [
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _quantity(spec.shm_bytes)}},
-        {"name": "scratch", "emptyDir": {}},
-    ]
-    if pool.weights_volume is not None:
-        volumes.append({"name": "weights", **pool.weights_volume})
-    body: dict[str, Any] = {
-        "serviceAccountName": SERVICE_ACCOUNT,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": spec.grace_s,
-        "nodeSelector": dict(sorted({"kubernetes.io/arch": pool.arch, **pool.node_selector}.items())),
-        "tolerations": [dict(item) for item in pool.tolerations]
-        + [
-            {
-                "key": f"node.kubernetes.io/{state}",
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": pool.lost_after_s,
-            }
-            for state in ("not-ready", "unreachable")
-        ],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER_ID,
-            "runAsGroup": _USER_ID,
-            "fsGroup": _USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_container(spec, pool)],
-        "volumes": volumes,
-    }
-    if pool.runtime_class:
-        body["runtimeClassName"] = pool.runtime_class
-    return body
-
-
-def _container(spec: WorkloadSpec, pool: PoolBinding) -> dict[str, Any]:
-    args = [*spec.args, "--host", "$(POD_IP)", "--port", str(spec.served_port)]
-    if spec.drains_itself:
-        args += ["--shutdown-timeout", str(spec.shutdown_timeout_s)]
-    mounts: list[dict[str, Any]] = [
-        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  a mount point inside the container
-        {"name": "scratch", "mountPath": SCRATCH},
-    ]
-    if pool.weights_volume is not None:
-        mounts.append({"name": "weights", "mountPath": pool.weights_mount, "readOnly": True})
-    return {
-        "name": CONTAINER,
-        "image": spec.image,
-        "command": list(spec.command),
-        "args": args,
-        "env": _env(spec),
-        "ports": [{"name": "http", "containerPort": spec.served_port}],
-        "resources": _resources(spec, pool),
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        # The startup budget is also the engine's own: neither gives up while the other still waits.
-        "startupProbe": _probe(
-            period_s=spec.startup_period_s,
-            timeout_s=5,
-            failures=-(-spec.startup_budget_s // spec.startup_period_s),
-        ),
-        "readinessProbe": _probe(period_s=5, timeout_s=5, failures=3),
-        "livenessProbe": _probe(period_s=15, timeout_s=10, failures=6),
-        "lifecycle": {"preStop": _pre_stop(spec)},
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts,
-    }
-
-
-def _env(spec: WorkloadSpec) -> list[dict[str, Any]]:
-    """POD_IP comes first: later values and the args may refer to it as $(POD_IP)."""
-    pod_ip = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-    own = {"HOME": SCRATCH, "VLLM_ENGINE_READY_TIMEOUT_S": str(spec.startup_budget_s)}
-    return [pod_ip, *({"name": name, "value": value} for name, value in sorted({**spec.env, **own}.items()))]
-
-
-def _resources(spec: WorkloadSpec, pool: PoolBinding) -> dict[str, Any]:
-    """CPU may burst, memory may not; shared memory counts against the pod's memory."""
-    memory = {"memory": _quantity(spec.memory_bytes + spec.shm_bytes)}
-    if pool.resource_name and spec.accelerator_count:
-        memory[pool.resource_name] = str(spec.accelerator_count)
-    whole, rest = divmod(spec.cpu_millis, 1000)
-    return {"requests": {"cpu": f"{spec.cpu_millis}m" if rest else str(whole), **memory}, "limits": memory}
-
-
-def _quantity(size_bytes: int) -> str:
-    """Bytes as Kubernetes writes them: whole Mi where it is whole, plain bytes else."""
-    whole, rest = divmod(size_bytes, 1 << 20)
-    return str(size_bytes) if rest else f"{whole}Mi"
-
-
-def _probe(*, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
-    return {
-        "httpGet": {"path": "/health", "port": "http"},
-        "periodSeconds": period_s,
-        "timeoutSeconds": timeout_s,
-        "failureThreshold": failures,
-    }
-
-
-def _pre_stop(spec: WorkloadSpec) -> dict[str, Any]:
-    """Before SIGTERM: time to route away, and for an engine that cannot drain by itself, the draining."""
-    if spec.drains_itself:
-        return {"sleep": {"seconds": spec.pre_stop_s}}
-    wait = _WAIT_UNTIL_IDLE.format(pre_stop_s=spec.pre_stop_s, budget_s=spec.shutdown_timeout_s, port=spec.served_port)
-    return {"exec": {"command": ["python3", "-c", wait]}}
-
-
-_WAIT_UNTIL_IDLE = """\
-import os, time, urllib.request
-time.sleep({pre_stop_s})
-end = time.monotonic() + {budget_s}
-while time.monotonic() < end:
-    host = os.environ["POD_IP"]
-    host = f"[{{host}}]" if ":" in host else host
-    text = urllib.request.urlopen(f"http://{{host}}:{port}/metrics", timeout=5).read().decode()
-    busy = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-    if not any(float(row.split()[-1]) for row in text.splitlines() if row.startswith(busy)):
-        break
-    time.sleep(1)
-"""

@@ -3,13 +3,13 @@
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from k8s.cluster import Object, Ref, Snapshot
-from k8s.desired import DEPLOYMENT_LABEL, GENERATION_LABEL, SPEC_HASH_LABEL
+from k8s.desired import DEPLOYMENT_LABEL, GENERATION_LABEL, ROLE_LABEL, SPEC_HASH_LABEL
 from k8s.ownership import combined, owned
 from kernel import ids
 
@@ -33,11 +33,16 @@ _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 _LINE_CHARS = 300
 # Kubernetes keeps such a pod, and a name that is fixed, as long as nobody can say that its engine has ended.
 _UNTIL = "Its pod stays until the node answers, is taken out of the cluster or is marked out-of-service."
+_WORKLOADS = ("Deployment", "LeaderWorkerSet")
+# How LeaderWorkerSet marks the pods of one group.
+_GROUP_LABEL, _SIZE_ANNOTATION = "leaderworkerset.sigs.k8s.io/group-index", "leaderworkerset.sigs.k8s.io/size"
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedPod:
-    """One pod. `address` is "ip:port", or "" before it has one; `spec_hash` tells which template it runs.
+    """One replica: a pod, or the leader of a group, who is ready while all of the group are.
+
+    `address` is "ip:port", or "" before it has one; `spec_hash` tells which template it runs.
 
     `reason` is one of this module's CamelCase names, `message` its sentence. `terminating` pods are on
     their way out and take no new requests.
@@ -82,14 +87,18 @@ class Observed:
 def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
     """Facts by deployment id, of all deployments that have an object or a pod in the snapshot."""
     ready_nodes = {node["metadata"]["name"] for node in snapshot.nodes if _condition(node, "Ready")}
-    pods: dict[UUID, list[ObservedPod]] = defaultdict(list)
+    groups: dict[tuple[UUID, str], list[Object]] = defaultdict(list)
     for pod in snapshot.pods:
         if deployment_id := _deployment_id(pod):
-            pods[deployment_id].append(_observe_pod(pod, ready_nodes))
+            group = pod["metadata"]["labels"].get(_GROUP_LABEL, pod["metadata"]["uid"])
+            groups[deployment_id, group].append(pod)
+    pods: dict[UUID, list[ObservedPod]] = defaultdict(list)
+    for (deployment_id, _), members in groups.items():
+        pods[deployment_id].append(_observe_group(members, ready_nodes))
     deployments = {
         deployment_id: item
         for item in snapshot.objects
-        if item["kind"] == "Deployment" and (deployment_id := _deployment_id(item))
+        if item["kind"] in _WORKLOADS and (deployment_id := _deployment_id(item))
     }
     ours = _owned(snapshot.objects)
     return {
@@ -153,6 +162,22 @@ def _whole_reason(item: Object | None, pods: Iterable[ObservedPod]) -> tuple[str
     waiting = [pod for pod in pods if not pod.ready or pod.terminating]
     first = min(waiting, key=lambda pod: (pod.terminating, pod.reason == STARTING, pod.name), default=None)
     return (first.reason, first.message) if first else ("", "")
+
+
+def _observe_group(members: list[Object], ready_nodes: Collection[str]) -> ObservedPod:
+    """The replica that pods make up together: its leader, who is as well as the worst of them."""
+    members.sort(key=lambda pod: (pod["metadata"]["labels"].get(ROLE_LABEL) == "worker", pod["metadata"]["name"]))
+    leader, *others = (_observe_pod(pod, ready_nodes) for pod in members)
+    if not leader.ready or leader.terminating:
+        worse = next((pod for pod in others if pod.reason not in (RUNNING, STARTING)), leader)
+        told = worse if leader.reason == STARTING else leader
+        return replace(leader, reason=told.reason, message=told.message)
+    ill = next((pod for pod in others if not pod.ready or pod.terminating), None)
+    if ill is not None:
+        return replace(leader, ready=False, reason=ill.reason, message=ill.message)
+    if len(members) < int(members[0]["metadata"].get("annotations", {}).get(_SIZE_ANNOTATION, 1)):
+        return replace(leader, ready=False, reason=STARTING, message="The replica waits for its other nodes.")
+    return leader
 
 
 def _observe_pod(pod: Object, ready_nodes: Collection[str]) -> ObservedPod:

@@ -111,6 +111,12 @@ class Recipe:
         return self.nodes * self.cards_per_node
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether flags alone tell the nodes of one replica apart, without another program that starts them."""
+        dp, alike = self.layout.dp, "ray" not in self.args
+        return self.nodes == 1 or (alike and (dp == 1 or dp == self.nodes or (self.nodes == 2 and dp % 2 == 0)))
+
+    @property
     def placeholders(self) -> tuple[str, ...]:
         """Values in angle brackets that nobody has filled in."""
         texts = (*self.args, *self.env.values())
@@ -325,7 +331,7 @@ def _recipe(
         layout=_layout(entry),
         image=entry.text("image", null=True),
         args=entry.texts("args"),
-        env={name: str(value) for name, value in entry.table("env").items()},
+        env=_env(entry),
         max_model_len=entry.whole("max_model_len", null=True),
         shm_bytes=_quantity(entry, "shm"),
         startup_budget_s=int(starting["budget_minutes"]) * 60,
@@ -348,6 +354,16 @@ def _reservable(entry: _Entry) -> Reservable | None:
     if not all(isinstance(tpm, int) and tpm > 0 and tpm % TPM_STEP == 0 for tpm in numbers):
         entry.fail("reservable", f"has tpm_per_replica and min_tpm, multiples of {TPM_STEP} above zero")
     return Reservable(value["tpm_per_replica"], value["min_tpm"])
+
+
+def _env(entry: _Entry) -> dict[str, str]:
+    """Variables, filled in: a pod knows its address, and beside loopback it has one network, which engines find."""
+    values = {name: str(value) for name, value in entry.table("env").items()}
+    return {
+        name: "$(POD_IP)" if value == "<pod IP>" else value
+        for name, value in values.items()
+        if not name.endswith("_SOCKET_IFNAME")
+    }
 
 
 def _layout(entry: _Entry) -> Layout:

@@ -136,10 +136,10 @@ def _fit(
 def _recipe_refusal(
     release: Release, recipe: Recipe, pool: PoolFacts, chip: Accelerator, replicas: int
 ) -> tuple[str, str] | None:
-    if recipe.nodes > 1:
+    if not recipe.is_ranked:
         return (
             "ManyNodes",
-            f"recipe {recipe.id} spans {recipe.nodes} nodes; pool {pool.name} runs single-node recipes",
+            f"recipe {recipe.id} spans {recipe.nodes} nodes by another program than the engine, which we do not run",
         )
     if recipe.placeholders:
         return "RecipeIncomplete", f"recipe {recipe.id} leaves {', '.join(recipe.placeholders)} open"
@@ -164,6 +164,14 @@ def _recipe_refusal(
             f"{pool.capacity}; ask for fewer replicas",
         )
     return None
+
+
+def whole_nodes_free(*, capacity: int, cards_per_node: int, grouped_cards: int, shared_nodes: int) -> int:
+    """Nodes that nobody is on, of a pool whose nodes are alike.
+
+    `grouped_cards` are those of replicas that span nodes; on `shared_nodes` there are others.
+    """
+    return max(0, (capacity - grouped_cards) // cards_per_node - shared_nodes)
 
 
 def version(text: str) -> tuple[int, ...]:

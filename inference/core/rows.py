@@ -45,7 +45,7 @@ class DeploymentRow:
     `workload.replicas` is what the customer asked for. `applied` is the digest that the cluster last
     accepted, PENDING during an attempt, DELETED after a delete, "" before the first. `fresh` says that the
     facts are younger than that. `owned` stands for the fields that it then called ours. `weights_known` says that
-    the pool vouches for the weights.
+    the pool vouches for the weights. `nodes_free` counts whole nodes, where a replica spans several.
     """
 
     workload: WorkloadSpec | Absent
@@ -63,6 +63,7 @@ class DeploymentRow:
     replicas: tuple[ReplicaRow, ...]
     weights_known: bool
     pool_free: int
+    nodes_free: int = 0
     owned: str = ""
 
     @property

@@ -3,6 +3,7 @@
 from inference.core import conditions as c
 from inference.core.conditions import Condition
 from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault
+from k8s.desired import WorkloadSpec
 
 SUSPENDED_SENTENCE = "The tenant's money is used up: top up, and it runs again by itself."
 
@@ -58,6 +59,10 @@ def _capacity(row: EndpointRow, deployment: DeploymentRow) -> Condition:
     needed = row.wanted(deployment) * deployment.accelerators
     if deployment.reserved >= needed:
         return Condition(c.CAPACITY_RESERVED, c.TRUE, "Reserved", f"{needed} accelerators of {deployment.pool.name}")
+    if isinstance(deployment.workload, WorkloadSpec) and deployment.workload.nodes > 1:
+        more = (needed - deployment.reserved) // deployment.accelerators * deployment.workload.nodes
+        sentence = f"pool {deployment.pool.name} has {deployment.nodes_free} whole nodes free and {more} are needed"
+        return Condition(c.CAPACITY_RESERVED, c.FALSE, "NoRoom", sentence)
     free, more = max(0, deployment.pool_free), needed - deployment.reserved
     sentence = f"pool {deployment.pool.name} has {free} accelerators free and {more} more are needed"
     return Condition(c.CAPACITY_RESERVED, c.FALSE, "NoRoom", sentence)

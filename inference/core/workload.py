@@ -5,7 +5,10 @@ from uuid import UUID
 
 from inference.core.catalogue import Recipe, Release
 from k8s.desired import WorkloadSpec
+from k8s.engine_pod import LEADER_ADDRESS, RANK
 
+# How published recipes write down which node is which: a manifest says it anew.
+_RANK_FLAGS = ("--nnodes", "--node-rank", "--master-addr", "--data-parallel-address", "--data-parallel-start-rank")
 # What of a release's defaults is a sampling parameter of the engine; the rest is advice for people.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -26,6 +29,25 @@ def _is_platforms(name: str) -> bool:
     return name.endswith(("_VISIBLE_DEVICES", "_VISIBLE_MODULES")) or name == "VLLM_ENGINE_READY_TIMEOUT_S"
 
 
+def _without_ranks(args: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags without those of `_RANK_FLAGS` and their values."""
+    flags = ("", *args)
+    return tuple(arg for before, arg in zip(flags, args, strict=False) if not {before, arg} & set(_RANK_FLAGS))
+
+
+def _ranks(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Flags by which the nodes of one replica find each other: of all of them, and what workers add."""
+    if recipe.nodes == 1:
+        return (), ()
+    if recipe.layout.dp == 1:
+        every = ("--nnodes", str(recipe.nodes), "--node-rank", RANK, "--master-addr", LEADER_ADDRESS)
+        return every, ("--headless",)
+    # The first of a worker's own ranks: Kubernetes cannot multiply, but of two nodes only one is a worker.
+    local = recipe.layout.dp // recipe.nodes
+    first = RANK if local == 1 else str(local)
+    return ("--data-parallel-address", LEADER_ADDRESS), ("--headless", "--data-parallel-start-rank", first)
+
+
 def workload(
     *,
     tenant_id: UUID,
@@ -43,6 +65,7 @@ def workload(
 
     `counts_cards` is False where the pool has no accelerator resource to ask for.
     """
+    rank_args, worker_args = _ranks(recipe)
     return WorkloadSpec(
         tenant_id=tenant_id,
         endpoint_id=endpoint_id,
@@ -55,7 +78,8 @@ def workload(
             "--served-model-name",
             release.id,
             *generation_args(release),
-            *recipe.args,
+            *_without_ranks(recipe.args),
+            *rank_args,
         ),
         env={name: value for name, value in recipe.env.items() if not _is_platforms(name)},
         cpu_millis=recipe.cpu_millis,
@@ -66,4 +90,6 @@ def workload(
         startup_period_s=recipe.startup_period_s,
         shutdown_timeout_s=recipe.shutdown_timeout_s,
         pre_stop_s=recipe.pre_stop_s,
+        nodes=recipe.nodes,
+        worker_args=worker_args,
     )

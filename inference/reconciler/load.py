@@ -16,6 +16,7 @@ from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault, Repli
 from inference.core.words import ReplicaState, Rung
 from inference.core.workload import workload
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
+from inference.selectors import nodes_free
 from k8s.desired import PoolBinding, RegionBinding, TenantSpec, WorkloadSpec
 from tenants.models import Standing
 from tenants.selectors import quota_limit
@@ -85,9 +86,10 @@ def _observed(deployment: Deployment) -> Observed | None:
 
 
 def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow:
-    pool, stored = deployment.pool, _observed(deployment)
+    pool, stored, wanted = deployment.pool, _observed(deployment), _workload(endpoint, deployment)
+    spans = isinstance(wanted, WorkloadSpec) and wanted.nodes > 1
     return DeploymentRow(
-        workload=_workload(endpoint, deployment),
+        workload=wanted,
         pool=_pool_binding(pool),
         region=RegionBinding(name=endpoint.region),
         tenant=_tenant_spec(endpoint),
@@ -107,6 +109,7 @@ def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow
         ),
         weights_known=pool.releases is not None and endpoint.release in pool.releases,
         pool_free=pool.capacity - pool.reserved,
+        nodes_free=nodes_free(pool, catalogue().recipes[deployment.recipe].cards_per_node) if spans else 0,
         owned=deployment.owned,
     )
 

@@ -12,15 +12,16 @@ from inference.billable import publish_fact, publish_reserved
 from inference.clock import database_now
 from inference.core import decide as do
 from inference.core.replicas import FROM, TO
-from inference.core.rows import DELETED, PENDING
+from inference.core.rows import DELETED, PENDING, EndpointRow
 from inference.core.words import ReplicaState
 from inference.models import Deployment, Pool, Replica
 from inference.reconciler.claim import Claim
 from inference.reconciler.load import Loaded
+from inference.selectors import nodes_free
 from inference.services import hold_deployment, hold_subject
 from k8s import observe
 from k8s.cluster import Applied, Invalid, Quota, Retry, UnreachableError
-from k8s.desired import deployment_refs
+from k8s.desired import WorkloadSpec, deployment_refs, sized_refs
 from k8s.ownership import combined
 from kernel.problems import Problem
 
@@ -60,6 +61,9 @@ class Performer:
             share, step = action.accelerators, deployment.accelerators
             if share > current:
                 room = max(0, pool.capacity - pool.reserved)
+                if (workload := self._workload(deployment.id)) is not None and workload.nodes > 1:
+                    cards = step // workload.nodes
+                    room = min(room, nodes_free(pool, cards) * cards)
                 share = current + min(share - current, room // step * step)
             Deployment.objects.filter(id=deployment.id).update(reserved=share)
             Pool.objects.filter(id=pool.id).update(reserved=pool.reserved + share - current)
@@ -96,7 +100,7 @@ class Performer:
                 self._fail(deployment.id, *_fault(error))
                 return
             kept = {item.ref: item.owned for item in results}
-            surplus = [ref for ref in deployment_refs(deployment.tenant_id, deployment.id) if ref not in kept]
+            surplus = [ref for ref in sized_refs(deployment.tenant_id, deployment.id) if ref not in kept]
             cluster.delete(surplus, grace_s=None)
         except UnreachableError as silence:
             self._fail(deployment.id, CLUSTER_UNREACHABLE, str(silence))
@@ -164,6 +168,12 @@ class Performer:
 
     def _deployment(self, deployment_id: UUID) -> Deployment:
         return self.loaded.deployments[deployment_id]
+
+    def _workload(self, deployment_id: UUID) -> WorkloadSpec | None:
+        """What a deployment runs; None where nobody can say any more, and for a reservation, which runs nothing."""
+        rows = self.loaded.row.deployments if isinstance(self.loaded.row, EndpointRow) else ()
+        found = next((row.workload for row in rows if row.id == deployment_id), None)
+        return found if isinstance(found, WorkloadSpec) else None
 
     def _attempt(self, deployment_id: UUID) -> None:
         """Say that the cluster may hold something from here on, before it does."""

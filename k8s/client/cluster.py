@@ -9,12 +9,19 @@ from k8s.client.faults import RETRY_S, classify
 from k8s.client.kinds import Kind
 from k8s.client.watches import follow
 from k8s.cluster import Applied, Change, Invalid, Object, Ref, Retry, Snapshot, UnreachableError
+from k8s.desired import DEPLOYMENT_LABEL
 from k8s.ownership import FIELD_MANAGER, decided, ours, owned
 
 _ABSENT = 404
 _CONFLICT = 409
 # A pod that has not started, or whose log its node has put away, has printed nothing.
 _NO_LOG = {400, 404}
+_GROUP_SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
+# What makes a workload's pods, and the label by which it is known.
+_MAKERS = {
+    kinds.DEPLOYMENT: (kinds.REPLICA_SET, DEPLOYMENT_LABEL),
+    kinds.LEADER_WORKER_SET: (kinds.STATEFUL_SET, _GROUP_SET_LABEL),
+}
 
 
 class KubernetesCluster:
@@ -52,14 +59,16 @@ class KubernetesCluster:
                 raise UnreachableError(f"{ref} cannot be deleted: {error}") from error
 
     def list(self) -> Snapshot:
-        """As Cluster.list; each kind is listed once, whole."""
+        """As Cluster.list; each kind is listed once, whole. A kind that the cluster lacks has version ""."""
         items: dict[Kind, list[Object]] = {}
         versions: dict[Kind, str] = {}
         for kind in kinds.READ:
             try:
                 found = self._connection.call("GET", kind.collection, query=kind.selector)
             except RefusedError as error:
-                raise UnreachableError(f"{kind.plural} cannot be listed: {error}") from error
+                if not (kind.optional and error.status == _ABSENT):
+                    raise UnreachableError(f"{kind.plural} cannot be listed: {error}") from error
+                found = {"metadata": {"resourceVersion": ""}, "items": []}
             versions[kind] = found["metadata"]["resourceVersion"]
             items[kind] = [_plain(kind, item) for item in found["items"]]
         version = _encode(versions)
@@ -79,7 +88,8 @@ class KubernetesCluster:
             return
         listed_at, nodes = self._nodes_at
         known: dict[str, Object | None] = dict(nodes) if listed_at == since else {}
-        for kind, event in follow(self._connection, versions, timeout_s):
+        there = {kind: version for kind, version in versions.items() if version}
+        for kind, event in follow(self._connection, there, timeout_s):
             item = event["object"]
             versions[kind] = item["metadata"]["resourceVersion"]
             if event["type"] == "BOOKMARK":
@@ -142,15 +152,16 @@ class KubernetesCluster:
         if kind is kinds.POD:
             self._remove(kind.path(ref), query | (short or {}))
             return
-        owner = self._get(kind, ref) if short and kind is kinds.DEPLOYMENT else None
+        owner = self._get(kind, ref) if short and kind in _MAKERS else None
         self._remove(kind.path(ref), query)
         if short and kind is kinds.NAMESPACE:
             self._remove(kinds.POD.within(ref.name), short)
         if short and owner is not None:
-            labels = owner["spec"]["selector"]["matchLabels"].items()
-            selector = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels)}
+            maker, mark = _MAKERS[kind]
+            known = owner["metadata"]["labels"] | {_GROUP_SET_LABEL: ref.name}
             # Before their pods, lest they make new ones.
-            self._remove(kinds.REPLICA_SET.within(ref.namespace), query | selector)
+            self._remove(maker.within(ref.namespace), query | {"labelSelector": f"{mark}={known[mark]}"})
+            selector = {"labelSelector": f"{DEPLOYMENT_LABEL}={known[DEPLOYMENT_LABEL]}"}
             self._remove(kinds.POD.within(ref.namespace), short | selector)
 
     def _remove(self, path: str, query: Mapping[str, str]) -> None:

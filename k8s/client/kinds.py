@@ -3,18 +3,22 @@
 from dataclasses import dataclass
 
 from k8s.cluster import Ref
-from k8s.desired import TENANT_LABEL
+from k8s.desired import GROUPS, TENANT_LABEL
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind; `plural` is its name in paths. Of `foreign` kinds we read every object, not only our own."""
+    """One kind; `plural` is its name in paths. Of `foreign` kinds we read every object, not only our own.
+
+    A cluster may lack an `optional` kind: it then has none of it.
+    """
 
     api_version: str
     name: str
     plural: str
     namespaced: bool = True
     foreign: bool = False
+    optional: bool = False
 
     @property
     def collection(self) -> str:
@@ -44,13 +48,17 @@ NODE = Kind("v1", "Node", "nodes", namespaced=False, foreign=True)
 NAMESPACE = Kind("v1", "Namespace", "namespaces", namespaced=False)
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 REPLICA_SET = Kind("apps/v1", "ReplicaSet", "replicasets")
+LEADER_WORKER_SET = Kind(GROUPS, "LeaderWorkerSet", "leaderworkersets", optional=True)
+STATEFUL_SET = Kind("apps/v1", "StatefulSet", "statefulsets")
 OBJECTS = (
     NAMESPACE,
     Kind("v1", "ResourceQuota", "resourcequotas"),
     Kind("v1", "ServiceAccount", "serviceaccounts"),
     Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    Kind("v1", "Service", "services"),
     DEPLOYMENT,
+    LEADER_WORKER_SET,
 )
 # Pods before nodes: a pod's node is then never missing from the list for being newer than it.
 READ = (*OBJECTS, POD, NODE)

@@ -31,8 +31,11 @@ def test_a_recipe_carries_probe_and_termination_profiles():
     assert recipe.shm_bytes == 64 << 20
 
 
-def test_multi_node_recipes_name_what_they_leave_open():
-    assert known().recipes["r1-h100-16-tppp"].placeholders == ("<nic>",)
+def test_what_every_pod_knows_by_itself_is_filled_in_or_left_out():
+    recipes = known().recipes
+    assert recipes["r1-h100-16-tppp"].env == {}
+    assert recipes["r1-w8a8-a2-2node"].env["HCCL_IF_IP"] == "$(POD_IP)"
+    assert recipes["r1-w8a8-a2-2node"].placeholders == ()
 
 
 @pytest.mark.parametrize(

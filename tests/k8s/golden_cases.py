@@ -6,6 +6,7 @@ from uuid import UUID
 import yaml
 
 from k8s.desired import PoolBinding, RegionBinding, TenantSpec, WorkloadSpec, deployment_objects, tenant_objects
+from k8s.engine_pod import LEADER_ADDRESS, RANK
 
 FOLDER = Path(__file__).parent / "golden"
 TENANT = UUID("0193a000-0000-7000-8000-000000000001")
@@ -77,6 +78,15 @@ WORKLOADS = {
     "ascend": workload(env={"HCCL_IF_IP": "$(POD_IP)"}),
     "mthreads": workload(replicas=3, shm_bytes=80 * _GIB),
     "enflame": workload(drains_itself=False, shutdown_timeout_s=60),
+    "two-nodes": workload(
+        replicas=2,
+        args=(
+            *("/weights/DeepSeek-R1", "--tensor-parallel-size", "8", "--pipeline-parallel-size", "2"),
+            *("--nnodes", "2", "--node-rank", RANK, "--master-addr", LEADER_ADDRESS),
+        ),
+        nodes=2,
+        worker_args=("--headless",),
+    ),
     "cpu-local": workload(
         image="engine.moorage.local/vllm-cpu:0.32.0",
         args=("/models/tiny-deepseek", "--served-model-name", "ep_x", "--dtype", "bfloat16", "--enforce-eager"),
@@ -96,7 +106,7 @@ def documents():
     """Every golden file's text by its name."""
     region = RegionBinding(name="cn-north", weights_cidr="10.9.0.0/24")
     tenant = TenantSpec(tenant_id=TENANT, pods=20, accelerators={"nvidia.com/gpu": 16, "huawei.com/Ascend910": 8})
-    manifests = {name: deployment_objects(WORKLOADS[name], POOLS[name]) for name in POOLS}
+    manifests = {name: deployment_objects(spec, POOLS.get(name, POOLS["nvidia"])) for name, spec in WORKLOADS.items()}
     manifests["tenant"] = tenant_objects(tenant, region)
     return {f"{name}.yaml": yaml.safe_dump_all(items, sort_keys=True, width=110) for name, items in manifests.items()}
 

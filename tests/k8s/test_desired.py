@@ -6,12 +6,23 @@ import json
 import pytest
 
 from k8s.cluster import Ref
-from k8s.desired import SPEC_HASH_LABEL, deployment_objects, deployment_refs
+from k8s.desired import (
+    DEPLOYMENT_LABEL,
+    ROLE_LABEL,
+    SPEC_HASH_LABEL,
+    deployment_objects,
+    deployment_refs,
+    sized_refs,
+)
 from tests.k8s.golden_cases import FOLDER, POOLS, WORKLOADS, documents, workload
 
 
 def deployment(spec, pool=POOLS["nvidia"]):
     return deployment_objects(spec, pool)[0]
+
+
+def pool_of(name):
+    return POOLS.get(name, POOLS["nvidia"])
 
 
 def engine(spec, pool=POOLS["nvidia"]):
@@ -97,8 +108,44 @@ def test_variables_that_the_manifest_or_the_device_plugin_sets_are_refused(name)
 def test_only_several_replicas_have_a_disruption_budget(replicas):
     spec = workload(replicas=replicas)
     items = deployment_objects(spec, POOLS["nvidia"])
+    budget = sized_refs(spec.tenant_id, spec.deployment_id)
+    assert tuple(Ref.of(item) for item in items[1:]) == (budget if replicas > 1 else ())
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_delete_names_every_object_that_was_applied(name, replicas):
+    spec = dataclasses.replace(WORKLOADS[name], replicas=replicas)
     refs = deployment_refs(spec.tenant_id, spec.deployment_id)
-    assert tuple(Ref.of(item) for item in items) == (refs if replicas > 1 else refs[:1])
+    assert {Ref.of(item) for item in deployment_objects(spec, pool_of(name))} <= set(refs)
+
+
+def test_a_group_is_headed_by_the_one_who_answers_and_goes_by_name():
+    groups, service, policy, _ = deployment_objects(WORKLOADS["two-nodes"], POOLS["nvidia"])
+    template = groups["spec"]["leaderWorkerTemplate"]
+    leader, worker = (template[f"{role}Template"] for role in ("leader", "worker"))
+    assert (groups["spec"]["startupPolicy"], template["size"]) == ("LeaderCreated", 2)
+    assert template["restartPolicy"] == "RecreateGroupOnPodRestart"
+    assert service["spec"]["selector"].items() <= leader["metadata"]["labels"].items()
+    assert not service["spec"]["selector"].items() <= worker["metadata"]["labels"].items()
+    among = policy["spec"]["podSelector"]
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": among}]}]
+    assert policy["spec"]["egress"] == [{"to": [{"podSelector": among}]}]
+    assert among["matchLabels"].keys() == {DEPLOYMENT_LABEL}
+    assert {item["metadata"]["labels"][ROLE_LABEL] for item in (leader, worker)} == {"leader", "worker"}
+
+
+def test_a_worker_serves_nothing_and_outstays_what_its_leader_may_still_finish():
+    groups, *_ = deployment_objects(WORKLOADS["two-nodes"], POOLS["nvidia"])
+    template = groups["spec"]["leaderWorkerTemplate"]
+    leader, worker = (template[f"{role}Template"]["spec"] for role in ("leader", "worker"))
+    [container] = worker["containers"]
+    assert not {"ports", "startupProbe", "readinessProbe", "livenessProbe"} & container.keys()
+    assert container["args"][-1] == "--headless"
+    assert "--host" not in container["args"]
+    drain_s = leader["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"] + 300
+    assert container["lifecycle"]["preStop"]["sleep"]["seconds"] == drain_s
+    assert worker["terminationGracePeriodSeconds"] > drain_s
 
 
 @pytest.mark.parametrize("name", sorted(POOLS))
