@@ -20,7 +20,7 @@ LAST_FACTS = timedelta(seconds=60)
 # How far the clocks of Redis and PostgreSQL may lie apart, with room to spare.
 CLOCKS_APART = timedelta(seconds=5)
 # Boots that are over and booked to their end.
-_PULLED = Q(closed_seq__isnull=False, pulled_seq__gte=F("closed_seq"))
+PULLED = Q(closed_seq__isnull=False, pulled_seq__gte=F("closed_seq"))
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -76,7 +76,7 @@ def gateway_holds_return(*, region: str, run_id: str, now: datetime) -> int:
 
 def posted_until() -> datetime:
     """Every request that was admitted before it is on the books, or its gateway will never tell."""
-    rows = GatewayJournal.objects.exclude(_PULLED).values_list("posted_low_at", flat=True)
+    rows = GatewayJournal.objects.exclude(PULLED).values_list("posted_low_at", flat=True)
     return min((at - CLOCKS_APART if at else _NEVER for at in rows), default=utcnow())
 
 
@@ -104,7 +104,7 @@ def _gateways_done(hold: Hold, run_id: str, now: datetime) -> bool:
         return False
     posted = Q(run_id=run_id, posted_low_at__gt=sealed_at + CLOCKS_APART)
     silent = Q(seen_at__lt=sealed_at - LONGEST_REQUEST - GRACE)
-    return not GatewayJournal.objects.exclude(posted | _PULLED | silent).exists()
+    return not GatewayJournal.objects.exclude(posted | PULLED | silent).exists()
 
 
 def _expired(hold: Hold, now: datetime) -> bool:

@@ -68,6 +68,8 @@ WEB_LISTEN = env("WEB_LISTEN", default="127.0.0.1:8000")
 GATEWAY_URL = env("GATEWAY_URL", default="http://127.0.0.1:8080")
 # Where this process reaches the gateway's public listener, if it is not where customers reach it.
 GATEWAY_PRIVATE_URL = env("GATEWAY_PRIVATE_URL", default=GATEWAY_URL)
+# Where the meter answers GET /metrics; empty is nowhere.
+METER_METRICS_LISTEN = env("METER_METRICS_LISTEN", default="")
 GATEWAY_INTERNAL_URLS = env.list("GATEWAY_INTERNAL_URLS", default=["http://127.0.0.1:8081"])
 
 INSTALLED_APPS = [

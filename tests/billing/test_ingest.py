@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from billing import ingest, posting
 from billing.core import receipts
+from billing.corrections import usage_correct
 from billing.ingest import Journalled, events_ingest
 from billing.models import HoldMove, LedgerTx, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
 from kernel.clock import month_of, utcnow
 from kernel.ids import _layout
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
+from kernel.problems import Problem
 from kernel.usage import UsageEvent as UsageEventFact
 from tenants.models import Outbox
 from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
@@ -96,6 +98,19 @@ def test_fault_17_events_in_reverse_order_are_all_booked(database: None) -> None
     for record in reversed(records):
         assert events_ingest([record]).booked == 1
     assert berth.posted()["revenue"] == 5 * COST
+
+
+def test_fault_17_a_correction_before_its_original_is_refused_and_applies_once_that_is_booked(database: None) -> None:
+    berth = harbour()
+    berth.hold(UNIT)
+    event = berth.event()
+    take_back = partial(usage_correct, event_id=event.event_id, counts={OUT: -20}, actor="ann", reason="twice")
+    with pytest.raises(Problem, match="not_found"):
+        take_back()
+    assert berth.ingest(berth.event(provenance="correction", subject_id=event.subject_id)).quarantined == 1
+    berth.ingest(event)
+    take_back()
+    assert berth.posted()["revenue"] == COST - 20 * 420_000
 
 
 def test_fault_18_the_same_id_with_another_payload_is_set_aside_and_the_first_stands(database: None) -> None:

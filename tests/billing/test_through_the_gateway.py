@@ -165,7 +165,7 @@ async def ask_all(place: Place, count: int) -> Counter[int]:
     return answers
 
 
-def test_of_a_thousand_requests_at_once_money_for_ten_admits_exactly_ten(place: Place) -> None:
+def test_fault_22_of_a_thousand_requests_at_once_money_for_ten_admits_exactly_ten(place: Place) -> None:
     one = place.price_of_one()
     top_up(place, 10 * one)
     place.engine.plan = Plan(gate=threading.Event())  # nobody settles while the others try

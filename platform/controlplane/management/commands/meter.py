@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from billing import meter
+from billing import lag, meter
 from controlplane.signals import stop_event
 
 
@@ -12,4 +13,5 @@ class Command(BaseCommand):
     help = "Pull the gateways' journals and book what they hold."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        meter.run(stop_event())
+        with lag.listener(settings.METER_METRICS_LISTEN):
+            meter.run(stop_event())
