@@ -3,7 +3,9 @@
 Interleaved rounds in one run; CPU is utime + stime of all processes of a role, Redis included. `request`: 32
 connections in a closed loop, an answer of 1 KB. `chunk`: streams side by side, 100 chunks each, one per 20 ms,
 a hundredth of a request in every chunk. Added latency is against the direct call: streams of ten chunks in an
-open loop at 50 a second, and the gaps of the streams side by side. `--quick` is for a look while working.
+open loop at 50 a second, and the gaps of the streams side by side. Last, ours alone with 10 and with 2,000 streams
+at the same 10,000 chunks a second: memory, and what a chunk costs without its share of a request. `--quick` is for
+a look while working.
 
 Bifrost, agentgateway and one-api do not come as packages and are not here; Portkey's streams fail on this
 Node and count for whole answers alone.
@@ -15,6 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,8 @@ ROUNDS, QUICK_ROUNDS = 5, 2
 REQUEST_S, QUICK_REQUEST_S = 1.5, 0.6
 STREAMS, CHUNKS, PACE_MS = 200, 100, 20
 FIRST_RPS = 50
+FEW, MANY = (10, "2000/1"), (2000, "100/200")  # streams, CHUNKS/PACE_MS: 10,000 chunks a second both times
+MAX_TOKENS = 2048
 TICKS = os.sysconf("SC_CLK_TCK")
 PROMPT = "Write a short text about the sea and about the mountains, please."
 
@@ -46,18 +52,22 @@ def main() -> None:
             for peer in order if number % 2 else reversed(order):
                 samples[peer.name].append(measure(peer, quick=quick))
             print(f"round {number + 1}", file=sys.stderr)
+        few, many = (crowd(next(peer for peer in peers if peer.name == "ours"), *size) for size in (FEW, MANY))
     direct = summary(samples.pop("direct"), {})
     told = {name: summary(rounds, direct) for name, rounds in samples.items()}
     for name, figures in told.items():
         print(name, json.dumps(figures), file=sys.stderr)
     ours, limit = told.pop("ours"), told.pop("limit")
+    ours["rss_mb_2000_streams"] = round(many["rss_mib"] * 1.048576, 1)
+    own = [without_request(sample, ours["cpu_us_per_request"]["median"]) for sample in (few, many)]
+    ours["cpu_us_per_chunk_10_streams"], ours["cpu_us_per_chunk_2000_streams"] = (round(us, 2) for us in own)
     result = {
         "bench": "gateway",
         "machine": {"cores": os.cpu_count()},
         "ours": ours,
         "limit": limit,
         "peers": {"direct": direct, **told},
-        "ratio": ratios(ours, {"limit": limit, **told}),
+        "ratio": {"cpu_per_chunk_2000_vs_10": round(own[1] / own[0], 3)} | ratios(ours, {"limit": limit, **told}),
     }
     print(json.dumps(result))
 
@@ -89,9 +99,27 @@ def measure(peer: Peer, *, quick: bool) -> Sample:
     return sample
 
 
+def crowd(peer: Peer, streams: int, stream: str) -> Sample:
+    """The cost of a chunk among so many streams, and the most memory meanwhile."""
+    before, most = cpu_s(peer), 0.0
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(load, peer, stream=stream, c=streams)
+        while not loaded.done():
+            most = max(most, rss_mib(peer))
+            time.sleep(0.5)
+    seen = loaded.result()
+    us = (cpu_s(peer) - before) / seen["events"] * 1e6
+    return {"cpu_us_per_chunk": us, "requests_per_chunk": seen["requests"] / seen["events"], "rss_mib": most}
+
+
+def without_request(sample: Sample, cpu_us_per_request: float) -> float:
+    """What a chunk costs by itself."""
+    return sample["cpu_us_per_chunk"] - sample["requests_per_chunk"] * cpu_us_per_request
+
+
 def load(peer: Peer, *, stream: str, c: int = 0, rps: float = 0, length_s: float = 0) -> dict[str, Any]:
     """What the load generator saw. AssertionError where anything failed."""
-    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 128}
+    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS}
     if stream:
         body |= {"stream": True, "user": stream}
     argv = [f"{PLACE}/bin/load", f"-addr=127.0.0.1:{peer.port}", f"-body={json.dumps(body, separators=(',', ':'))}"]

@@ -18,9 +18,8 @@ def chunk(data: bytes) -> bytes:
 def response(status: int, headers: Mapping[str, str], length: int | None) -> bytes:
     """The bytes of a response head; `length` None is chunked."""
     framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}", framing]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{framing}\r\n{lines}\r\n".encode("latin-1")
 
 
 def well_formed(head: bytes) -> bool:

@@ -20,6 +20,7 @@ class Router:
     def __init__(self, projection: Projection, wait_s: float) -> None:
         self._projection = projection
         self._wait_s = wait_s
+        self._loop = asyncio.get_running_loop()
         self._in_flight: Counter[str] = Counter()
         self._resting: dict[str, float] = {}
 
@@ -50,9 +51,9 @@ class Router:
 
         `besides` is taken only if there is no other. Problem after the wait; ClientGone if the client leaves.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._wait_s
         ready = await self._ready(deployment_id)
+        loop = self._loop
+        deadline = loop.time() + self._wait_s
         while not ready:
             if loop.time() >= deadline:
                 raise Problem(
@@ -77,7 +78,7 @@ class Router:
 
     def failed(self, pod: wire.PodRecord) -> None:
         """Pass this replica over for a while."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._resting = {uid: until for uid, until in self._resting.items() if until > now}
         self._resting[pod.pod_uid] = now + REST_S
 

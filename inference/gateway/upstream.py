@@ -137,12 +137,13 @@ class Pool:
     """Connections by address; the one used last is used first."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._idle: dict[Address, list[EngineConnection]] = {}
 
     async def connect(self, address: Address) -> EngineConnection:
         """An idle connection or a new one. OSError where the engine does not accept it within CONNECT_S."""
-        loop = asyncio.get_running_loop()
-        idle = self._idle.get(address, [])
+        loop = self._loop
+        idle = self._idle.get(address, ())
         while idle:
             connection = idle.pop()
             if connection.usable() and loop.time() - connection.idle_since < IDLE_S:
@@ -159,7 +160,7 @@ class Pool:
 
     def close_idle(self) -> None:
         """Hang up what has been idle for too long."""
-        oldest = asyncio.get_running_loop().time() - IDLE_S
+        oldest = self._loop.time() - IDLE_S
         for address, idle in list(self._idle.items()):
             for connection in [c for c in idle if c.dead or c.idle_since < oldest]:
                 idle.remove(connection)

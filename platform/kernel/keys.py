@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS = [a + b for a in _BASE62 for b in _BASE62]
 _SHAPE = re.compile(r"moorage_(live|test)_([0-9A-Za-z]{12})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
 MODES = ("live", "test")
 
@@ -36,7 +37,9 @@ def _base62(number: int, length: int) -> str:
 
 
 def _checksum(head: str) -> str:
-    return _base62(zlib.crc32(head.encode()), 6)
+    rest, last = divmod(zlib.crc32(head.encode()), 62**2)
+    first, middle = divmod(rest, 62**2)
+    return _PAIRS[first] + _PAIRS[middle] + _PAIRS[last]
 
 
 def generate(mode: str = "live") -> ParsedKey:
