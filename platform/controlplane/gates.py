@@ -13,7 +13,15 @@ from tenants.permissions import Action, check
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # No tenant is needed to get here.
 OPEN = frozenset(
-    {"api:openapi", "console:login", "console:logout", "console:language", "console:invitation", "console:account"}
+    {
+        "api:openapi",
+        "console:login",
+        "console:logout",
+        "console:language",
+        "console:invitation",
+        "console:account",
+        "payment-notice",
+    }
 )
 _READ, _ENDPOINTS, _KEYS, _BILLING, _MEMBERS = (
     Action.READ,
@@ -66,6 +74,8 @@ GATES: dict[str, tuple[Action, Action]] = {
     "api:releases": (_READ, _READ),
     "api:endpoints": (_READ, _ENDPOINTS),
     "api:endpoint": (_READ, _ENDPOINTS),
+    "api:endpoint-update": (_READ, _ENDPOINTS),
+    "api:endpoint-cap": (_READ, _KEYS),
     "api:endpoint-scale": (_READ, _ENDPOINTS),
     "api:endpoint-pause": (_READ, _ENDPOINTS),
     "api:endpoint-resume": (_READ, _ENDPOINTS),

@@ -20,6 +20,7 @@ from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.pricing import OUT, Package, Rate, Sheet
 from tenants.selectors import quota_limit
+from tenants.services import tenant_create
 from tests.billing.harbour import REGION, UNIT, Harbour, harbour, one
 
 
@@ -114,14 +115,14 @@ def local_pool(database: None, tmp_path: Path) -> Iterator[None]:
 
 
 def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(local_pool: None) -> None:
-    harbour(money=0)
+    tenant_create(name="Kobe", currency="JPY")
     sku = "tiny-deepseek:dedicated:cpu"
     wanted = ["accel_second", "in_hit", "in_miss", "out"]
-    assert UnratedListing(sku, REGION, "USD", wanted) in listings_unrated()
+    assert UnratedListing(sku, REGION, "JPY", wanted) in listings_unrated()
     told = [str(item.msg) for item in listings_are_rated(databases=["default"])]
-    assert f"{sku} is not on sale in USD: no price for {', '.join(wanted)}" in told
-    assert f"{sku} USD: {', '.join(wanted)}" in billing("unrated")
+    assert f"{sku} is not on sale in JPY: no price for {', '.join(wanted)}" in told
+    assert f"{sku} JPY: {', '.join(wanted)}" in billing("unrated")
     assert listings_are_rated(databases=None) == []
     out = StringIO()
     call_command("check", deploy=True, databases=["default"], stderr=out)
-    assert f"{sku} is not on sale in USD" in out.getvalue()
+    assert f"{sku} is not on sale in JPY" in out.getvalue()

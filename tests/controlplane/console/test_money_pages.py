@@ -225,8 +225,9 @@ def serve_an_hour(person: Person, endpoint: Endpoint) -> None:
     """One replica served for an hour that is over: inference's facts, billed as billing bills them."""
     deployment = endpoint.deployments.get()
     end = utcnow().replace(microsecond=0)
+    start = end - timedelta(hours=1)
     pod_uid = str(uuid4())
-    for event, at in (("from", end - timedelta(hours=1)), ("to", end)):
+    for event, at in (("from", start), ("to", end)):
         publish(
             topic=TOPIC,
             dedupe_key=f"billable:{pod_uid}:{event}",
@@ -240,6 +241,7 @@ def serve_an_hour(person: Person, endpoint: Endpoint) -> None:
                 "accelerator": "cpu",
                 "accelerator_count": 1,
                 "event": event,
+                "from_at": start.isoformat(),
                 "at": at.isoformat(),
             },
         )
