@@ -141,7 +141,7 @@ class FloatLife(RuleBasedStateMachine):
             reply = self._eval(
                 ADMIT,
                 [wire.EPOCH, wire.FLOAT_RUN, wire.key(self.key), wire.rpm(self.key, 0), wire.concurrency(self.key)],
-                [self._run_id(), 1, "live", "", 0, "", 10**9, 10**9, event_id, amount, 3_600_000],
+                [self._run_id(), 1, "live", "", 0, "", 10**9, 10**9, event_id, amount, 3_600_000, 7],
             )
             if reply[0] != b"admitted":
                 continue
