@@ -251,3 +251,11 @@ def shared(moorage: Moorage) -> str:
     """The operator's shared endpoint, once its engine serves: what clients put in `model`."""
     wait_until(lambda: moorage.serves("tiny-deepseek"), "the shared endpoint", ENGINE_WITHIN_S)
     return "tiny-deepseek"
+
+
+@pytest.fixture(autouse=True)
+def books_hold(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every invariant of the books holds after every scenario."""
+    yield
+    if "moorage" in request.fixturenames:
+        request.getfixturevalue("moorage").assert_books()
