@@ -248,7 +248,9 @@ def bytes_of(admin: "psycopg.Connection[Any]") -> int:
 
 def fill(admin: "psycopg.Connection[Any]", first: int, last: int) -> None:
     """Events `first` to `last` with their lines and leaves, past triggers and foreign keys."""
-    found = admin.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'usage_event'::regclass AND attnum > 0")
+    found = admin.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'usage_event'::regclass AND attnum > 0 AND NOT attisdropped"
+    )
     columns = [name for (name,) in found]
     values = ", ".join(OWN.get(name, f"one.{name}") for name in columns)
     parameters = {"first": first, "last": last, "boot": uuid4(), "tree": uuid4()}

@@ -99,12 +99,10 @@ def deployment_holds_return(*, now: datetime) -> int:
 def _gateways_done(hold: Hold, run_id: str, now: datetime) -> bool:
     if _expired(hold, now):
         return True
-    sealed_at = hold.sealed_at
-    if sealed_at is None:
+    if hold.sealed_at is None:
         return False
-    posted = Q(run_id=run_id, posted_low_at__gt=sealed_at + CLOCKS_APART)
-    silent = Q(seen_at__lt=sealed_at - LONGEST_REQUEST - GRACE)
-    return not GatewayJournal.objects.exclude(posted | PULLED | silent).exists()
+    posted = Q(run_id=run_id, posted_low_at__gt=hold.sealed_at + CLOCKS_APART)
+    return not GatewayJournal.objects.exclude(posted | PULLED).exists()
 
 
 def _expired(hold: Hold, now: datetime) -> bool:

@@ -278,6 +278,15 @@ def test_a_sealed_hold_closes_once_every_boot_is_posted_beyond_it_on_the_new_red
     assert open_of(berth) == (0 if closes else 400)
 
 
+def test_a_boot_that_the_meter_has_not_seen_for_hours_may_still_admit_and_is_waited_for(
+    no_boots: None, gateway_redis: "redis.Redis", region: str
+) -> None:
+    berth = sealed_world(gateway_redis, region)
+    GatewayJournal.objects.update(seen_at=utcnow() - timedelta(hours=9))
+    assert lender_pass(gateway_redis, region=region).closed == 0
+    assert open_of(berth) == 400
+
+
 def test_a_boot_that_is_gone_is_waited_for_until_the_hold_expires(
     no_boots: None, gateway_redis: "redis.Redis", region: str
 ) -> None:
