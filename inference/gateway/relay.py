@@ -144,7 +144,7 @@ class StreamRelay(Relay):
         if int(size, 16) != len(data) - len(size) - 4 or not self.running.step(int(prompt), out):
             return False
         if self._strips:
-            data = http_head.chunk(event + usual.END)
+            data = b"%x\r\n%b%b\r\n" % (len(event) + len(usual.END), event, usual.END)
         self._marks.append((client.write(data) - 2, out))
         if client.blocked or len(self._marks) > _MARKS or out >= self._progress_next:
             self._written()

@@ -1,6 +1,7 @@
 """The journal on a real disk: groups, segments, freeing, failure."""
 
 import asyncio
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -210,3 +211,30 @@ def test_a_progress_that_can_wait_does_not_hold_up_what_cannot(tmp_path: Path) -
         return took_s
 
     assert asyncio.run(run()) < journal.PROGRESS_DELAY_S
+
+
+def test_the_disk_says_when_it_has_what_was_written_and_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
+    async def run() -> list[OSError | None]:
+        told: list[OSError | None] = []
+        durable = asyncio.Event()
+
+        def ended(failure: OSError | None) -> None:
+            told.append(failure)
+            durable.set()
+
+        disk = Disk(asyncio.get_running_loop(), ended)
+        with (tmp_path / "file").open("wb", buffering=0) as file:
+            for data in (b"one ", b"two"):
+                durable.clear()
+                disk.write(file.fileno(), data)
+                await durable.wait()
+        reads, writes = os.pipe()
+        with pytest.raises(OSError, match="Invalid argument"):
+            disk.write(writes, b"a pipe keeps nothing")
+        for fd in (reads, writes):
+            os.close(fd)
+        disk.close()
+        return told
+
+    assert asyncio.run(run()) == [None, None]
+    assert (tmp_path / "file").read_bytes() == b"one two"
