@@ -127,6 +127,7 @@ def test_a_client_that_stops_reading_makes_the_engine_wait_and_is_billed_what_th
     world: World, edge: Edge, engine: Engine, tenant: Tenant
 ) -> None:
     url, doors, tls = edge
+    tls.set_alpn_protocols(["http/1.1"])  # another test's client may have left its own choice there
     route = world.endpoint(tenant, engine.address)
     engine.plan = Plan(tokens=20_000, word="x" * 2000)
     port = int(url.rpartition(":")[2])
@@ -139,7 +140,8 @@ def test_a_client_that_stops_reading_makes_the_engine_wait_and_is_billed_what_th
         plain.connect(("127.0.0.1", port))
         with tls.wrap_socket(plain, server_hostname="localhost") as client:
             client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-            client.recv(1000)
+            answer = client.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
             made = -1
             deadline = time.monotonic() + 20
             while made != engine.tokens_made and time.monotonic() < deadline:
