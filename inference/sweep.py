@@ -10,6 +10,7 @@ from inference import clusters, facts
 from inference.clock import database_now
 from inference.core.words import Rung
 from inference.models import Deployment, Endpoint
+from inference.orphans import orphans_delete
 from inference.reconciler.run import reconcile
 from k8s.cluster import UnreachableError
 from tenants.models import Standing
@@ -21,7 +22,8 @@ def sweep() -> int:
     """Facts of every cluster, then a pass over every due endpoint; how many passes were ours."""
     for name in clusters.names():
         try:
-            facts.record_listing(name, clusters.cluster(name))
+            cluster = clusters.cluster(name)
+            orphans_delete(cluster, facts.record_listing(name, cluster))
         except UnreachableError as error:
             log.warning("cluster %s does not answer, its facts stay as they are: %s", name, error)
     return sum(_try(endpoint_id) for endpoint_id in due())

@@ -13,10 +13,8 @@ from django.db import close_old_connections
 from inference import clusters, facts
 from inference.clock import database_now
 from k8s.cluster import Change, Cluster, Object, Ref, Snapshot, UnreachableError
-from k8s.desired import DEPLOYMENT_LABEL
-from k8s.observe import observe
+from k8s.observe import deployment_id_of, observe
 from k8s.ownership import owned
-from kernel import ids
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +48,12 @@ class View:
         elif item["kind"] == "Pod":
             self.gone.add(UUID(item["metadata"]["uid"]))
         self._version = change.version
-        if deployment_id := _deployment_id(item):
+        if deployment_id := deployment_id_of(item):
             return {deployment_id}
         # All of a tenant's deployments share it; what the cluster itself keeps writing there touches none.
         if before is not None and not change.gone and owned(before) == owned(item):
             return set()
-        return {found for other in items.values() if (found := _deployment_id(other))}
+        return {found for other in items.values() if (found := deployment_id_of(other))}
 
     def snapshot(self, item: Object) -> Snapshot:
         """What there is in the namespace of `item`, which is all that its deployments consist of."""
@@ -69,11 +67,6 @@ def _place(item: Object) -> str:
     """The namespace that an object is in, or is."""
     ref = Ref.of(item)
     return ref.namespace or ref.name
-
-
-def _deployment_id(item: Object) -> UUID | None:
-    label = item["metadata"].get("labels", {}).get(DEPLOYMENT_LABEL)
-    return ids.decode(ids.DEPLOYMENT, label) if label else None
 
 
 def follow(name: str, source: Cluster, stop: threading.Event) -> None:

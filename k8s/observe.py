@@ -84,12 +84,21 @@ class Observed:
     owned: str = ""
 
 
+def deployment_id_of(item: Object) -> UUID | None:
+    """The deployment whose label an object bears; None without one, or with one that is none of ours."""
+    label = item["metadata"].get("labels", {}).get(DEPLOYMENT_LABEL)
+    try:
+        return ids.decode(ids.DEPLOYMENT, label) if label else None
+    except ValueError:
+        return None
+
+
 def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
     """Facts by deployment id, of all deployments that have an object or a pod in the snapshot."""
     ready_nodes = {node["metadata"]["name"] for node in snapshot.nodes if _condition(node, "Ready")}
     groups: dict[tuple[UUID, str], list[Object]] = defaultdict(list)
     for pod in snapshot.pods:
-        if deployment_id := _deployment_id(pod):
+        if deployment_id := deployment_id_of(pod):
             group = pod["metadata"]["labels"].get(_GROUP_LABEL, pod["metadata"]["uid"])
             groups[deployment_id, group].append(pod)
     pods: dict[UUID, list[ObservedPod]] = defaultdict(list)
@@ -98,7 +107,7 @@ def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
     deployments = {
         deployment_id: item
         for item in snapshot.objects
-        if item["kind"] in _WORKLOADS and (deployment_id := _deployment_id(item))
+        if item["kind"] in _WORKLOADS and (deployment_id := deployment_id_of(item))
     }
     ours = _owned(snapshot.objects)
     return {
@@ -117,7 +126,7 @@ def _owned(objects: Iterable[Object]) -> dict[tuple[str, UUID | None], dict[Ref,
     found: dict[tuple[str, UUID | None], dict[Ref, str]] = defaultdict(dict)
     for item in objects:
         ref = Ref.of(item)
-        found[ref.namespace or ref.name, _deployment_id(item)][ref] = owned(item)
+        found[ref.namespace or ref.name, deployment_id_of(item)][ref] = owned(item)
     return found
 
 
@@ -267,14 +276,6 @@ def _scarcity(text: str) -> str:
     if "selector" in text or "taint" in text:
         return "No node of this pool is in service."
     return f"No node takes this replica: {_short(text)}"
-
-
-def _deployment_id(item: Object) -> UUID | None:
-    label = item["metadata"].get("labels", {}).get(DEPLOYMENT_LABEL)
-    try:
-        return ids.decode(ids.DEPLOYMENT, label) if label else None
-    except ValueError:
-        return None
 
 
 def _condition(item: Object, kind: str) -> dict[str, Any]:

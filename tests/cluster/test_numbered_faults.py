@@ -3,11 +3,12 @@
 import contextlib
 import threading
 from collections import Counter
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
-from inference import clusters, facts, watcher
+from inference import clusters, facts, orphans, watcher
 from inference.clock import database_now
 from inference.core.words import Phase
 from inference.models import Deployment, Endpoint, Pool
@@ -15,14 +16,15 @@ from inference.reconciler.perform import Performer
 from inference.reconciler.run import reconcile
 from inference.selectors import endpoint_view
 from inference.services import endpoint_delete, endpoint_scale
+from inference.sweep import sweep
 from k8s.client.cluster import KubernetesCluster
 from k8s.cluster import Ref, UnreachableError
-from k8s.desired import name_of
+from k8s.desired import RegionBinding, TenantSpec, deployment_objects, name_of, namespace_of, tenant_objects
 from tenants.services import tenant_create
 from tests.cluster import proxy as faults
 from tests.cluster.nodes import machine
 from tests.inference.conftest import create, neighbours  # noqa: F401  the other rooms, recorded
-from tests.k8s.harness import SLOT, until
+from tests.k8s.harness import POOL, SLOT, spec, until
 
 pytestmark = pytest.mark.cluster
 IMAGE = "engine.moorage.local/vllm-cpu"
@@ -188,6 +190,32 @@ def test_fault_32_a_worker_that_died_after_its_write_leaves_an_object_that_the_n
     endpoint_delete(endpoint=endpoint, actor="test")
     reaches(pool, endpoint, Phase.DELETED)
     assert workloads(site, endpoint) == []
+
+
+def test_fault_32_what_no_row_accounts_for_is_deleted_and_a_strangers_is_not(pool, site, endpoint, monkeypatch):
+    reaches(pool, endpoint, Phase.RUNNING)
+    stranger, ours = uuid4(), endpoint.tenant_id
+    for tenant_id in (stranger, ours):
+        tenant = TenantSpec(tenant_id=tenant_id, pods=4)
+        manifests = tenant_objects(tenant, RegionBinding(name=pool.region)) if tenant_id == stranger else []
+        manifests += deployment_objects(spec(tenant_id=tenant_id, deployment_id=uuid4(), replicas=0), POOL)
+        assert all(result.error is None for result in site.cluster.apply(manifests))
+    before = workloads_of(site, stranger) | workloads_of(site, ours)
+    sweep()
+    assert workloads_of(site, stranger) | workloads_of(site, ours) == before
+    monkeypatch.setattr(orphans, "ORPHAN_AFTER", timedelta(seconds=-5))
+    sweep()
+    assert workloads_of(site, ours) == {name_of(endpoint.deployments.get().id)}
+    assert len(workloads_of(site, stranger)) == 1
+    endpoint.refresh_from_db()
+    assert endpoint_view(endpoint).phase is Phase.RUNNING
+
+
+def workloads_of(site, tenant_id):
+    """The names of a tenant's Deployments."""
+    items = site.cluster.list().objects
+    own = [item for item in items if item["metadata"].get("namespace") == namespace_of(tenant_id)]
+    return {item["metadata"]["name"] for item in own if item["kind"] == "Deployment"}
 
 
 def test_a_resync_over_many_endpoints_writes_nothing_and_lists_each_kind_once(pool, proxy, site):
