@@ -36,6 +36,8 @@ test-fast: dev
 	scripts/check fast
 
 test-cluster: dev
+	scripts/install engine
+	scripts/install model
 	scripts/check cluster
 
 cluster: dev

@@ -38,7 +38,7 @@ INTERNAL_TOKEN = env("MOORAGE_INTERNAL_TOKEN", default=internal_token(SECRET))
 TWO_PERSON_ABOVE = env("MOORAGE_TWO_PERSON_ABOVE", default="1000")
 # Shared with the payment provider; empty means that no notice is believed.
 PAYMENT_WEBHOOK_SECRET = env("MOORAGE_PAYMENT_WEBHOOK_SECRET", default="")
-KUBECONFIG_KEY = bytes.fromhex(kubeconfig_key(SECRET))
+KUBECONFIG_KEY = bytes.fromhex(env("MOORAGE_KUBECONFIG_KEY", default=kubeconfig_key(SECRET)))
 KEY_PEPPER = bytes.fromhex(env("MOORAGE_KEY_PEPPER", default=key_pepper(SECRET)))
 
 DEBUG = False
