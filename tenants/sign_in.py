@@ -2,12 +2,14 @@
 
 import hashlib
 import ipaddress
+from datetime import timedelta
 from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import connection
 from django.db.models import F
 
+from kernel.clock import utcnow
 from kernel.problems import RATE_LIMITED, Problem
 from tenants.models import Membership, SignInCount
 from tenants.rls import tenant_scope
@@ -58,6 +60,11 @@ def sign_in_succeeded(*, user: User, address: str) -> None:
         tenants = list(Membership.objects.filter(user=user).values_list("tenant_id", flat=True))
     for tenant_id in tenants or [None]:
         audit_write(actor=f"user:{user.pk}", tenant_id=tenant_id, action="session.opened", detail={"address": address})
+
+
+def sign_ins_forget() -> None:
+    """Drop counts whose window is over; a guesser's many names do not stay."""
+    SignInCount.objects.filter(since__lt=utcnow() - timedelta(seconds=WINDOW_S)).delete()
 
 
 def _subjects(username: str, address: str) -> tuple[tuple[str, int], tuple[str, int]]:

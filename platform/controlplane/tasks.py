@@ -10,6 +10,7 @@ from controlplane.scrape import engines_scrape
 from inference.billable import RESERVED_TOPIC, TOPIC
 from kernel.clock import utcnow
 from tenants import outbox
+from tenants.sign_in import sign_ins_forget
 
 # Far longer than a fact may be repeated; billing keeps its own copy.
 FACTS_KEPT = timedelta(days=7)
@@ -29,6 +30,7 @@ def scrape_engines() -> None:
 
 @shared_task(name="controlplane.expire")
 def expire() -> None:
-    """Forget facts that took effect long ago, and answers that are replayed no more."""
+    """Forget facts that took effect long ago, answers that are replayed no more, and failed sign-ins of the past."""
     outbox.expire(topics=[TOPIC, RESERVED_TOPIC], before=utcnow() - FACTS_KEPT)
     idempotency.expire()
+    sign_ins_forget()

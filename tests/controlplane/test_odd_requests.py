@@ -91,14 +91,13 @@ def check(path: str, answer: Any) -> None:
 def test_no_odd_input_is_a_fault(callers: tuple[Client, dict[str, str]], path: str) -> None:
     browser, key = callers
     query = "&".join(f"{name}={{}}" for name in FIELDS)
-    for place in filled(path):
-        for odd in ODD_TEXTS:
-            asked = f"{place}?{query.format(*[odd] * len(FIELDS))}"
-            with as_role("web"):
-                check(place, browser.generic("GET", asked, headers=key))
-    first = next(filled(path))
+    first, *others = filled(path)
+    asked = [(first, odd) for odd in ODD_TEXTS] + [(place, ODD_TEXTS[0]) for place in others]
+    for place, odd in asked:
+        with as_role("web"):
+            check(place, browser.generic("GET", f"{place}?{query.format(*[odd] * len(FIELDS))}", headers=key))
     for body, kind in ODD_BODIES:
-        for method in ("POST", "DELETE", "PUT"):
+        for method in ("POST", "PATCH", "DELETE"):
             if path == "/sign-out" and method == "POST":
                 continue
             headers = {**key, "Idempotency-Key": str(new_id())}

@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 from billing import selectors as billing
 from billing.access import access_invoice
 from billing.models import Invoice
-from controlplane import keys
+from controlplane import keys, usage
 from controlplane.api import answers
 from controlplane.api.authentication import principal
 from controlplane.api.idempotency import once
@@ -29,7 +29,6 @@ from controlplane.api.serializers import (
     Revocation,
     UsageMonth,
 )
-from controlplane.console import usage
 from inference import selectors as inference
 from inference import services
 from inference.access import access_endpoint
@@ -63,6 +62,14 @@ def _cap(text: str, param: str) -> int:
 
 def _own(request: Request, endpoint_id: str) -> Endpoint:
     return access_endpoint(tenant_id=principal(request).tenant_id, endpoint_id=endpoint_id)
+
+
+def _own_invoice(request: Request, invoice_id: str) -> Invoice:
+    try:
+        wanted = ids.decode(ids.INVOICE, invoice_id)
+    except ValueError as error:
+        raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
+    return access_invoice(tenant_id=principal(request).tenant_id, invoice_id=wanted)
 
 
 def _accepted(request: Request, endpoint: Endpoint) -> Response:
@@ -316,11 +323,3 @@ class UsageFile(APIView):
             raise Problem(INVALID_PARAMETER, f"month is one of {', '.join(usage.months())}", param="month")
         wanted = usage.wanted(month, endpoint_id=asked["endpoint_id"], key=asked["key"])
         return Response(usage.as_csv(tenant_get(principal(request).tenant_id), wanted))
-
-
-def _own_invoice(request: Request, invoice_id: str) -> Invoice:
-    try:
-        wanted = ids.decode(ids.INVOICE, invoice_id)
-    except ValueError as error:
-        raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
-    return access_invoice(tenant_id=principal(request).tenant_id, invoice_id=wanted)

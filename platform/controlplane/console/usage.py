@@ -1,40 +1,21 @@
 """What the usage page shows: billing's rated lines in words, with the names of endpoints and keys."""
 
-import csv
-import io
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from typing import Any
+from datetime import date, datetime
 from uuid import UUID
 
-from django.db.models import Max, QuerySet, Sum
-from django.db.models.functions import TruncDate
+from django.db.models import Max, Sum
 from django.utils.functional import Promise
 
 from billing.models import UsageEvent
 from billing.selectors import usage_list_for
 from controlplane.console import words
-from inference.selectors import endpoint_list_for, endpoint_list_public
+from controlplane.usage import BY, Names, Wanted, events_of, names_of, sums
 from kernel import ids
 from kernel.clock import month_of, utcnow
-from kernel.money import to_string
 from tenants.models import Tenant
-from tenants.selectors import api_key_list_for
 
 LATEST = 50
-MONTHS = 13
-COLUMNS = ("day", "endpoint_id", "api_key", "meter", "quantity", "amount", "currency")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is asked for: [start, end), and one endpoint or one key (its public id) where not empty."""
-
-    start: datetime
-    end: datetime
-    endpoint_id: str = ""
-    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +53,10 @@ class UsageReport:
     keys: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Endpoint id → name and key id → name, of what the tenant has; what is gone is known by its id."""
-
-    endpoints: Mapping[str, str]
-    keys: Mapping[UUID, str]
-    public_keys: Mapping[UUID, str]
-
-
-def months() -> list[str]:
-    """This UTC month and those before it, as `YYYY-MM`."""
-    start, _end = month_of(utcnow())
-    first = start.year * 12 + start.month - 1
-    return [f"{number // 12}-{number % 12 + 1:02d}" for number in range(first, first - MONTHS, -1)]
-
-
-def wanted(month: str, *, endpoint_id: str = "", key: str = "") -> Wanted:
-    """One of `months()`, narrowed."""
-    start, end = month_of(datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC))
-    return Wanted(start, end, endpoint_id, key)
-
-
 def report(tenant: Tenant, asked: Wanted) -> UsageReport:
     """Usage by day, endpoint, key and meter."""
-    names = _names(tenant)
-    events = _events(tenant, asked, names)
+    names = names_of(tenant)
+    events = events_of(tenant, asked, names)
     rows = tuple(
         UsageRow(
             meter=words.label_of(words.METERS, item["lines__meter"]),
@@ -107,9 +66,9 @@ def report(tenant: Tenant, asked: Wanted) -> UsageReport:
             endpoint=names.endpoints.get(item["endpoint_id"], item["endpoint_id"]),
             key=names.keys.get(item["api_key_id"], "") if item["api_key_id"] else "",
         )
-        for item in _sums(events, "day", "endpoint_id", "api_key_id", "lines__meter")
+        for item in sums(events, *BY)
     )
-    totals = _sums(events, "lines__meter")
+    totals = sums(events, "lines__meter")
     return UsageReport(
         rows=rows,
         totals=tuple(
@@ -121,27 +80,6 @@ def report(tenant: Tenant, asked: Wanted) -> UsageReport:
         endpoints=tuple(names.endpoints.items()),
         keys=tuple((names.public_keys[key_id], name) for key_id, name in names.keys.items()),
     )
-
-
-def as_csv(tenant: Tenant, asked: Wanted) -> str:
-    """The same sums as RFC 4180 text; amounts are exact."""
-    names = _names(tenant)
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(COLUMNS)
-    for item in _sums(_events(tenant, asked, names), "day", "endpoint_id", "api_key_id", "lines__meter"):
-        writer.writerow(
-            (
-                item["day"].isoformat(),
-                item["endpoint_id"],
-                names.public_keys.get(item["api_key_id"], ""),
-                item["lines__meter"],
-                item["quantity"],
-                to_string(int(item["amount"])),
-                tenant.currency,
-            )
-        )
-    return out.getvalue()
 
 
 def endpoint_cost(tenant: Tenant, endpoint_id: str) -> int:
@@ -158,26 +96,6 @@ def keys_used_at(tenant: Tenant, since: datetime) -> dict[UUID, datetime]:
     return {row["api_key_id"]: row["at"] for row in latest if row["api_key_id"]}
 
 
-def _events(tenant: Tenant, asked: Wanted, names: Names) -> QuerySet[UsageEvent]:
-    events = usage_list_for(tenant.id, endpoint_id=asked.endpoint_id, start=asked.start, end=asked.end)
-    if asked.key:
-        known = [key_id for key_id, public_id in names.public_keys.items() if public_id == asked.key]
-        events = events.filter(api_key_id__in=known)
-    return events.prefetch_related(None)
-
-
-def _sums(events: QuerySet[UsageEvent], *by: str) -> list[dict[str, Any]]:
-    """Quantity and amount of rated lines, grouped; newest day first."""
-    sums = (
-        events.filter(lines__isnull=False)
-        .annotate(day=TruncDate("ended_at"))
-        .order_by(*(f"-{name}" if name == "day" else name for name in by))
-        .values(*by)
-        .annotate(quantity=Sum("lines__quantity"), amount=Sum("lines__amount"))
-    )
-    return list(sums)
-
-
 def _event(names: Names, event: UsageEvent) -> EventRow:
     return EventRow(
         id=ids.encode(ids.EVENT, event.event_id),
@@ -185,13 +103,4 @@ def _event(names: Names, event: UsageEvent) -> EventRow:
         event=event,
         counts=tuple((words.label_of(words.METERS, name), count) for name, count in event.counts.items() if count),
         amount=sum(line.amount for line in event.lines.all()),
-    )
-
-
-def _names(tenant: Tenant) -> Names:
-    keys = list(api_key_list_for(tenant.id))
-    return Names(
-        endpoints={view.id: view.name for view in (*endpoint_list_for(tenant.id), *endpoint_list_public())},
-        keys={key.id: key.name for key in keys},
-        public_keys={key.id: key.public_id for key in keys},
     )

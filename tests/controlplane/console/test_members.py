@@ -1,5 +1,6 @@
 """Roles at the console's doors, members and their invitations, and sign-ins that are counted."""
 
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -8,8 +9,9 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from controlplane.gates import GATES, OPEN
+from kernel.clock import utcnow
 from tenants import members, sign_in
-from tenants.models import ApiKey, AuditLog, Invitation, Membership, Role
+from tenants.models import ApiKey, AuditLog, Invitation, Membership, Role, SignInCount
 from tenants.permissions import ALLOWED, Action
 from tenants.services import member_add
 from tests.conftest import as_role
@@ -239,6 +241,18 @@ def test_a_good_sign_in_forgets_the_failures_and_is_audited(newcomer):
         assert sign_in_once(person.user.username, "harbour-master", "10.2.0.2")[1].status_code == 302
     opened = AuditLog.objects.filter(action="session.opened", tenant_id=person.tenant.id)
     assert [row.detail for row in opened] == [{"address": "10.2.0.2"}] * 2
+
+
+def test_counts_of_a_window_that_is_over_are_forgotten(newcomer):
+    person = newcomer()
+    for number in range(sign_in.MAX_FOR_ACCOUNT + 1):
+        sign_in_once(person.user.username, "wrong", f"10.4.0.{number}")
+    sign_in.sign_ins_forget()
+    assert sign_in_once(person.user.username, "harbour-master", "10.4.1.1")[1].status_code == 429
+    SignInCount.objects.update(since=utcnow() - timedelta(seconds=sign_in.WINDOW_S + 1))
+    sign_in.sign_ins_forget()
+    assert SignInCount.objects.count() == 0
+    assert sign_in_once(person.user.username, "harbour-master", "10.4.1.1")[1].status_code == 302
 
 
 def test_a_sign_in_gets_a_fresh_session(newcomer):

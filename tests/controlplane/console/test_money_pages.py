@@ -19,8 +19,9 @@ from billing.selectors import balance_for, sheet_for
 from billing.services import accounts_open, sheet_publish, topup
 from billing.settling import credit_note_issue
 from billing.spans import facts_take, slices_rate
+from controlplane import usage
 from controlplane.api import answers
-from controlplane.console import usage, words
+from controlplane.console import words
 from controlplane.console.templatetags.console import decimals, headline
 from inference.billable import TOPIC
 from inference.models import Endpoint

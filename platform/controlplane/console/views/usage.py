@@ -4,6 +4,7 @@ from django.http import HttpResponse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
+from controlplane import usage as sums
 from controlplane.console import api_calls
 from controlplane.console import usage as reads
 from controlplane.console.pages import TenantRequest, attachment, page, show
@@ -19,7 +20,7 @@ def usage(request: TenantRequest) -> HttpResponse:
         "report": reads.report(request.tenant, wanted),
         "currency": request.tenant.currency,
         "wanted": wanted,
-        "months": reads.months(),
+        "months": sums.months(),
         "month": f"{wanted.start:%Y-%m}",
         "first_call": api_calls.completion("YOUR_ENDPOINT_ID")[0].text,
         "api_calls": [api_calls.read(request, _("Read the usage events"), path)],
@@ -32,11 +33,11 @@ def usage(request: TenantRequest) -> HttpResponse:
 def usage_file(request: TenantRequest) -> HttpResponse:
     """The same sums as CSV."""
     wanted = _wanted(request)
-    return attachment(reads.as_csv(request.tenant, wanted), f"usage-{wanted.start:%Y-%m}.csv")
+    return attachment(sums.as_csv(request.tenant, wanted), f"usage-{wanted.start:%Y-%m}.csv")
 
 
-def _wanted(request: TenantRequest) -> reads.Wanted:
-    known = reads.months()
+def _wanted(request: TenantRequest) -> sums.Wanted:
+    known = sums.months()
     asked = request.GET.get("month", "")
     month = asked if asked in known else known[0]
-    return reads.wanted(month, endpoint_id=request.GET.get("endpoint", ""), key=request.GET.get("key", ""))
+    return sums.wanted(month, endpoint_id=request.GET.get("endpoint", ""), key=request.GET.get("key", ""))
