@@ -100,3 +100,11 @@ def pool(database: None) -> Pool:
         weights_root="/weights",
         releases=["tiny-deepseek"],
     )
+
+
+@pytest.fixture
+def prices(pool: Pool) -> None:
+    """The test model is on sale: shared, reserved and dedicated."""
+    from tests.controlplane.console.purse import publish_prices
+
+    publish_prices()

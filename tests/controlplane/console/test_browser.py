@@ -25,11 +25,10 @@ from kernel.money import PICO
 from kernel.pricing import IN_MISS, OUT
 from tenants.models import ApiKey
 from tests.controlplane.console.conftest import Person
-from tests.controlplane.console.test_money_pages import give, prices, use
+from tests.controlplane.console.purse import give, use
 from tests.scenarios.browser_walk import ARGUMENTS, CHROMIUM
 from tests.services import free_port, wait_until
 
-__all__ = ["prices"]
 pytestmark = pytest.mark.browser
 LOOKS = (("en", "light"), ("zh-hans", "light"), ("ar", "dark"))
 WIDTHS = (1280, 360)
