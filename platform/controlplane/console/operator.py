@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.contrib.auth.models import User
 from django.db.models import Count, F, Q, Sum
 
 from billing.ledger import ALARM
@@ -148,10 +149,13 @@ def invoice_rows(*, status: str = "", tenant: Tenant | None = None) -> list[Invo
     ]
 
 
-def operations_waiting(tenant: Tenant | None = None) -> list[Operation]:
-    """Acts above the limit that wait for a second person, oldest first."""
+def operations_waiting(tenant: Tenant | None = None) -> list[tuple[Operation, str]]:
+    """Acts above the limit that wait for a second person, oldest first, each with the name of who asked."""
     waiting = Operation.objects.filter(status="waiting").select_related("tenant").order_by("asked_at")
-    return list(waiting.filter(tenant=tenant) if tenant else waiting)
+    rows = list(waiting.filter(tenant=tenant) if tenant else waiting)
+    asked = [row.asked_by.removeprefix("user:") for row in rows if row.asked_by.startswith("user:")]
+    names = {f"user:{user.pk}": user.get_username() for user in User.objects.filter(pk__in=asked)}
+    return [(row, names.get(row.asked_by, row.asked_by)) for row in rows]
 
 
 def pool_rows() -> list[PoolRow]:

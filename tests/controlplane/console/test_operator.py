@@ -122,7 +122,9 @@ def test_a_large_amount_waits_for_a_second_person(operator, newcomer):
     operator.post(path, {"act": "approve"})
     assert balance_for(tenant.id).posted_pico == 0
     second = newcomer("Operator", kind="operator", role="finance")
-    assert "Approve" in second.get("/operator/invoices").content.decode()
+    page = second.get("/operator/invoices").content.decode()
+    assert "Approve" in page
+    assert operator.user.username in page
     assert second.post(path, {"act": "approve"}).status_code == 302
     assert balance_for(tenant.id).posted_pico == 5000 * PICO
 
