@@ -38,7 +38,12 @@ def _try(endpoint_id: UUID) -> bool:
         return False
 
 
-def due() -> Iterator[UUID]:
+def is_due(endpoint_id: UUID) -> bool:
+    """Whether a pass over it may find something to do; not while another has it."""
+    return any(due(id=endpoint_id))
+
+
+def due(**only: UUID) -> Iterator[UUID]:
     """Live endpoints whose intent, facts, tenant or carrier changed since their last pass, or whose time has come."""
     now = database_now()
     changed_facts = Deployment.objects.filter(endpoint=OuterRef("id"), observed__isnull=False).filter(
@@ -48,7 +53,7 @@ def due() -> Iterator[UUID]:
     carrier_turned = Q(rung=Rung.RESERVED) & ~Q(serving=Subquery(of_carrier.values("serving")[:1]))
     stands_suspended = Q(tenant__standing=Standing.SUSPENDED)
     endpoints = (
-        Endpoint.objects.filter(archived_at__isnull=True)
+        Endpoint.objects.filter(archived_at__isnull=True, **only)
         .filter(Q(lock_until__isnull=True) | Q(lock_until__lt=now))
         .filter(
             ~Q(generation=F("observed_generation"))

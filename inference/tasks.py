@@ -6,13 +6,14 @@ from celery import shared_task
 
 from inference.hints import TASK
 from inference.reconciler.run import reconcile
-from inference.sweep import sweep
+from inference.sweep import is_due, sweep
 
 
 @shared_task(name=TASK)
 def reconcile_endpoint(endpoint_id: str) -> None:
-    """One pass over an endpoint."""
-    reconcile(UUID(endpoint_id))
+    """One pass over an endpoint, unless an earlier one has dealt with what this hint was for."""
+    if is_due(UUID(endpoint_id)):
+        reconcile(UUID(endpoint_id))
 
 
 @shared_task(name="inference.sweep")
