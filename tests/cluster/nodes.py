@@ -87,10 +87,9 @@ class Nodes:
             self._api.call("POST", LEASES, body=lease | {"spec": self._lease(name)})
             self._live.add(name)
 
-    def lose(self, name):
-        """The node loses power: its pods' processes are gone, and nobody says so."""
-        self._live.discard(name)
-        self._inbox.put(("LOST", name))
+    def lose(self, *names):
+        """The nodes lose power, all between the same two renewals: their processes are gone, and nobody says so."""
+        self._inbox.put(("LOST", names))
 
     def revive(self, name):
         """The node is back, without its processes."""
@@ -102,8 +101,8 @@ class Nodes:
 
     def remove(self, *names):
         """Take nodes out of the cluster; their processes go with them."""
+        self.lose(*names)
         for name in names:
-            self.lose(name)
             del self._machines[name]
             self._api.call("DELETE", f"/api/v1/nodes/{name}")
             self._api.call("DELETE", f"{LEASES}/{name}")
@@ -177,8 +176,9 @@ class Nodes:
             for pod in item:
                 self._follow(pod)
         elif event == "LOST":
+            self._live.difference_update(item)
             for uid, runner in list(self._runners.items()):
-                if runner.pod["spec"]["nodeName"] == item:
+                if runner.pod["spec"]["nodeName"] in item:
                     self._kill(uid)
         elif event == "DELETED":
             self._kill(item["metadata"]["uid"])

@@ -114,8 +114,7 @@ def test_a_small_pool_is_not_emptied_and_the_truth_is_told_all_the_same(site, te
     site.start(*(node_of("mthreads", number) for number in range(3)), node_of("nvidia"))
     deployment_id = deploy(site, tenant, "mthreads", replicas=3)
     pods = site.ready(3, deployment_id)
-    for pod in pods:
-        site.nodes.lose(pod.node)
+    site.nodes.lose(*(pod.node for pod in pods))
     until(lambda: [pod.reason for pod in site.pods(deployment_id)] == [NODE_LOST] * 3)
     time.sleep(3)
     seen = site.seen(deployment_id)
