@@ -1,8 +1,10 @@
 """The database's clock: facts, attempts and decisions of several processes are ordered by one clock alone."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import connection
+from django.db.models import DateTimeField, DurationField, Func, Value
+from django.db.models.expressions import CombinedExpression
 
 
 def database_now() -> datetime:
@@ -11,3 +13,9 @@ def database_now() -> datetime:
         cursor.execute("SELECT clock_timestamp()")
         now: datetime = cursor.fetchone()[0]
     return now
+
+
+def database_after(span: timedelta) -> CombinedExpression:
+    """The instant that far ahead, read by the statement that writes it."""
+    now = Func(function="clock_timestamp", output_field=DateTimeField())
+    return now + Value(span, output_field=DurationField())

@@ -5,7 +5,9 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from inference.clock import database_now
+from django.db.models import Q
+
+from inference.clock import database_after
 from inference.models import Endpoint
 from kernel.ids import new_id
 
@@ -26,7 +28,7 @@ class Claim:
 
     def renew(self) -> None:
         """Hold it for another while. StaleClaim where it is lost."""
-        self.write(lock_until=database_now() + CLAIM)
+        self.write(lock_until=database_after(CLAIM))
 
     def write(self, **fields: Any) -> None:
         """Write status columns of the endpoint, guarded by the token. StaleClaim where it is lost."""
@@ -45,9 +47,9 @@ class Claim:
 
 def claim(endpoint_id: UUID) -> Claim | None:
     """The endpoint's claim; None where it is archived or somebody works on it."""
-    now, token = database_now(), new_id()
-    free = Endpoint.objects.filter(id=endpoint_id, archived_at__isnull=True)
-    taken = free.filter(lock_token__isnull=True).update(lock_token=token, lock_until=now + CLAIM) or free.filter(
-        lock_until__lt=now
-    ).update(lock_token=token, lock_until=now + CLAIM)
+    token = new_id()
+    free = Q(lock_token__isnull=True) | Q(lock_until__lt=database_after(timedelta()))
+    taken = Endpoint.objects.filter(free, id=endpoint_id, archived_at__isnull=True).update(
+        lock_token=token, lock_until=database_after(CLAIM)
+    )
     return Claim(endpoint_id, token) if taken else None
