@@ -23,6 +23,7 @@ from inference.models import ClusterListing, Deployment, Endpoint, Observed, Rep
 from k8s.cluster import Cluster, Snapshot
 from k8s.observe import Observed as Facts
 from k8s.observe import observe
+from kernel import wire
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
     snapshot = cluster.list()
     record(cluster_name, observe(snapshot), as_of=as_of)
     ClusterListing.objects.update_or_create(cluster=cluster_name, defaults={"listed_at": as_of})
-    for deployment in _live(cluster_name).filter(observed__isnull=False):
-        publish_pods(deployment)
+    publish_pods(_live(cluster_name).filter(observed__isnull=False))
     return snapshot
 
 
@@ -66,24 +66,27 @@ def record(
         is_news = _record_one(deployment.id, found, as_of, listing, gone)
         if is_news is None:
             continue
-        publish_pods(deployment)
+        publish_pods(Deployment.objects.filter(id=deployment.id))
         if is_news:
             hint(deployment.endpoint_id)
 
 
-def publish_pods(deployment: Deployment) -> None:
-    """Write one deployment's pods for the gateways; where they are unreachable the next sweep does it."""
-    states = {
-        row.pod_uid: ReplicaState(row.state)
-        for row in Replica.objects.filter(deployment=deployment).exclude(state=ReplicaState.GONE)
-    }
-    stored = Observed.objects.filter(deployment=deployment).first()
-    facts = encoding.from_json(stored.facts) if stored and stored.facts else None
-    stopped = stopped_at(deployment.endpoint) is not None
+def publish_pods(deployments: QuerySet[Deployment]) -> None:
+    """Write the pods of deployments for the gateways; where they are unreachable the next sweep does it."""
+    standing = Prefetch("replica_rows", Replica.objects.exclude(state=ReplicaState.GONE), to_attr="standing")
+    found = deployments.select_related("endpoint", "observed").prefetch_related(standing)
     try:
-        ports.get().publish_pods(deployment.id, encoding.pod_records(facts, states, stopped=stopped))
+        ports.get().publish_pods({deployment.id: _pod_records(deployment) for deployment in found})
     except ports.Unavailable:
-        log.warning("pods of deployment %s are not published; the next sweep tries again", deployment.id)
+        log.warning("pods are not published; the next sweep tries again")
+
+
+def _pod_records(deployment: Deployment) -> list[wire.PodRecord]:
+    """The pods of one deployment, with its `standing` replicas at hand."""
+    states = {row.pod_uid: ReplicaState(row.state) for row in deployment.standing}  # type: ignore[attr-defined]
+    stored: Observed | None = getattr(deployment, "observed", None)
+    facts = encoding.from_json(stored.facts) if stored and stored.facts else None
+    return encoding.pod_records(facts, states, stopped=stopped_at(deployment.endpoint) is not None)
 
 
 def stopped_at(endpoint: Endpoint) -> datetime | None:

@@ -15,6 +15,7 @@ from inference.core.replicas import FROM, TO
 from inference.core.rows import DELETED, PENDING, EndpointRow
 from inference.core.words import ReplicaState
 from inference.models import Deployment, Pool, Replica
+from inference.reconciler import commons
 from inference.reconciler.claim import Claim
 from inference.reconciler.load import Loaded
 from inference.selectors import nodes_free
@@ -93,15 +94,16 @@ class Performer:
         self._attempt(deployment.id)
         try:
             cluster = clusters.cluster(deployment.pool.cluster)
-            results = cluster.apply(action.objects())
+            results = commons.apply(cluster, action.objects(), again=deployment.applied == action.digest)
             error = next((item for item in results if item.error is not None), None)
             if error is not None:
                 self.after_s = error.error.after_s if isinstance(error.error, Retry) else 0.0
                 self._fail(deployment.id, *_fault(error))
                 return
             kept = {item.ref: item.owned for item in results}
-            surplus = [ref for ref in sized_refs(deployment.tenant_id, deployment.id) if ref not in kept]
-            cluster.delete(surplus, grace_s=None)
+            if deployment.applied:
+                surplus = [ref for ref in sized_refs(deployment.tenant_id, deployment.id) if ref not in kept]
+                cluster.delete(surplus, grace_s=None)
         except UnreachableError as silence:
             self._fail(deployment.id, CLUSTER_UNREACHABLE, str(silence))
             return
@@ -139,7 +141,7 @@ class Performer:
             deployment = Deployment.objects.select_related("endpoint", "pool").get(id=action.deployment_id)
             if proven:
                 publish_fact(deployment=deployment, pod_uid=action.pod_uid, event=FROM, at=now, from_at=now)
-        facts.publish_pods(deployment)
+        facts.publish_pods(Deployment.objects.filter(id=deployment.id))
 
     @perform.register
     def _meter(self, action: do.Meter) -> None:

@@ -5,7 +5,7 @@ enough: it rebuilds an empty Redis and sets the epoch, without which gateways ad
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from uuid import UUID
 
@@ -22,6 +22,8 @@ from kernel.pricing import canonical
 from tenants.models import ApiKey, Scope, Standing, Tenant
 
 AT_ONCE = 500  # records in one write to Redis
+# Deployments whose pods are written at once; gateways wait for so long.
+_BATCH = 100
 # KEYS key; ARGV version, record: only forward.
 _SET_KEY = """
 if tonumber(redis.call('HGET', KEYS[1], 'v') or '-1') > tonumber(ARGV[1]) then return 0 end
@@ -131,15 +133,18 @@ def remove_route(endpoint_id: UUID) -> None:
         raise Unavailable(f"the gateways' Redis: {error}") from error
 
 
-def publish_pods(deployment_id: UUID, pods: Sequence[wire.PodRecord]) -> None:
-    """Replace one deployment's pods whole."""
-    name = wire.pods(str(deployment_id))
-    pipe = client().pipeline(transaction=True)
-    pipe.delete(name)
-    if pods:
-        pipe.hset(name, mapping={pod.pod_uid: wire.dumps(pod) for pod in pods})
+def publish_pods(pods_of: Mapping[UUID, Sequence[wire.PodRecord]]) -> None:
+    """Replace the pods of deployments, each deployment's whole."""
+    deployments = list(pods_of.items())
     try:
-        pipe.execute()
+        for first in range(0, len(deployments), _BATCH):
+            pipe = client().pipeline(transaction=True)
+            for deployment_id, pods in deployments[first : first + _BATCH]:
+                name = wire.pods(str(deployment_id))
+                pipe.delete(name)
+                if pods:
+                    pipe.hset(name, mapping={pod.pod_uid: wire.dumps(pod) for pod in pods})
+            pipe.execute()
     except redis.RedisError as error:
         raise Unavailable(f"the gateways' Redis: {error}") from error
 

@@ -57,9 +57,9 @@ class Neighbours:
         self._hear()
         self.removed.append(endpoint_id)
 
-    def publish_pods(self, deployment_id, pods):
+    def publish_pods(self, pods_of):
         self._hear()
-        self.pods[deployment_id] = list(pods)
+        self.pods |= pods_of
 
     def probe(self, deployment_id, pod_uid):
         states = {pod.pod_uid: pod.state for pod in self.pods.get(deployment_id, [])}
