@@ -61,7 +61,9 @@ def _capacity(row: EndpointRow, deployment: DeploymentRow) -> Condition:
         return Condition(c.CAPACITY_RESERVED, c.TRUE, "Reserved", f"{needed} accelerators of {deployment.pool.name}")
     if isinstance(deployment.workload, WorkloadSpec) and deployment.workload.nodes > 1:
         more = (needed - deployment.reserved) // deployment.accelerators * deployment.workload.nodes
-        sentence = f"pool {deployment.pool.name} has {deployment.nodes_free} whole nodes free and {more} are needed"
+        sentence = (
+            f"{more} whole nodes of pool {deployment.pool.name} are needed at once; free now: {deployment.nodes_free}"
+        )
         return Condition(c.CAPACITY_RESERVED, c.FALSE, "NoRoom", sentence)
     free, more = max(0, deployment.pool_free), needed - deployment.reserved
     sentence = f"pool {deployment.pool.name} has {free} accelerators free and {more} more are needed"

@@ -178,8 +178,10 @@ class Runner:
         self._started = self._ready = False
 
     def _launch(self) -> container.Launch:
-        address, port, settings = self.pod["status"]["podIP"], self._port(), self.settings
-        if not is_free(address, port):
+        address, settings = self.pod["status"]["podIP"], self.settings
+        for port in self._ports():
+            if is_free(address, port):
+                continue
             message = f"{address}:{port} is taken by another program of this machine"
             raise container.CannotStartError("CreateContainerError", message)
         return container.launch(self.pod, address=address, engines=settings.engines, folder=self.folder)
@@ -271,10 +273,11 @@ class Runner:
         spec = self.pod["spec"]["containers"][0]
         address, now = self.pod["status"]["podIP"], self.settings.clock()
         kinds = ("startupProbe", "readinessProbe", "livenessProbe")
-        return {kind: Probe(spec[kind], address, self._port(), now) for kind in kinds if kind in spec}
+        return {kind: Probe(spec[kind], address, self._ports()[0], now) for kind in kinds if kind in spec}
 
-    def _port(self) -> int:
-        return int(self.pod["spec"]["containers"][0]["ports"][0]["containerPort"])
+    def _ports(self) -> list[int]:
+        """A worker of a group has none."""
+        return [int(port["containerPort"]) for port in self.pod["spec"]["containers"][0].get("ports", [])]
 
     def _pre_stop_s(self) -> float:
         lifecycle = self.pod["spec"]["containers"][0].get("lifecycle", {})

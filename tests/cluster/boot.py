@@ -3,6 +3,7 @@
 import base64
 import ctypes
 import json
+import os
 import secrets
 import signal
 import ssl
@@ -23,6 +24,7 @@ USERS = {
     "nodes": ("nodes", "system:masters"),
     "controllers": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
+    "groups": ("leader-worker-set", "system:masters"),
     "app": ("moorage", ""),
 }
 
@@ -119,7 +121,7 @@ class ControlPlane:
 
     def restart(self, name):
         """Start a stopped server again."""
-        self._start(name, self._commands[name])
+        self.start(name, self._commands[name])
         if name == "kube-apiserver":
             self._wait(f"{self.url}/readyz")
 
@@ -231,17 +233,22 @@ class ControlPlane:
             "--authorization-always-allow-paths=/readyz",
         ]
 
-    def _start(self, name, flags):
-        self._commands[name] = flags
+    def start(self, name, command, **environ):
+        """A server more, which ends with the others at the latest."""
+        self._commands[name] = command
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [self.program, name, *flags],
+                command,
+                env=os.environ | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  two system calls, no lock
             )
+
+    def _start(self, part, flags):
+        self.start(part, [self.program, part, *flags])
 
     def _wait(self, url):
         end_at = time.monotonic() + READY_WITHIN_S

@@ -1,5 +1,6 @@
 import pytest
 
+from tests.cluster import groups
 from tests.cluster.boot import ControlPlane, build
 from tests.cluster.product import product as start_product
 from tests.cluster.site import Site, prepare
@@ -19,6 +20,7 @@ def plane(tmp_path_factory):
     """A real control plane in which Moorage's account has the rights of `rights.yaml` and no more."""
     with ControlPlane(build(), tmp_path_factory.mktemp("plane")) as plane:
         prepare(plane)
+        groups.install(plane)
         yield plane
 
 

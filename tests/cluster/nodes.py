@@ -204,9 +204,9 @@ class Nodes:
     def _launch(self, pod):
         meta = pod["metadata"]
         taken = {runner.pod["status"]["podIP"] for runner in self._runners.values()}
-        port = pod["spec"]["containers"][0]["ports"][0]["containerPort"]
+        ports = [port["containerPort"] for port in pod["spec"]["containers"][0].get("ports", [])]
         candidates = addresses(self._settings.root, meta["uid"])
-        address = next(ip for ip in candidates if ip not in taken and is_free(ip, port))
+        address = next(ip for ip in candidates if ip not in taken and all(is_free(ip, port) for port in ports))
         status = {"phase": "Pending", "podIP": address, "hostIP": "127.0.0.1", "startTime": instant(datetime.now(UTC))}
         status["conditions"] = pod["status"].get("conditions", [])
         self._uids[meta["namespace"], meta["name"]] = meta["uid"]

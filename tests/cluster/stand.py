@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.cluster import groups
 from tests.cluster.boot import ControlPlane, build
 from tests.cluster.nodes import Nodes, machine
 from tests.cluster.site import prepare
@@ -46,6 +47,7 @@ def main():
     shutil.rmtree(FOLDER, ignore_errors=True)
     with ControlPlane(program, FOLDER, node_grace_s=SILENT_S) as plane:
         prepare(plane)
+        groups.install(plane)
         kubectl = FOLDER / "kubectl"
         kubectl.write_text(f'#!/bin/sh\nexec {program} kubectl --kubeconfig={FOLDER}/admin.kubeconfig "$@"\n')
         kubectl.chmod(0o755)

@@ -30,10 +30,11 @@ def documents(name):
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
-def pod_of(item):
-    return {"metadata": {"generateName": "try-", **item["spec"]["template"]["metadata"]}} | {
-        "spec": item["spec"]["template"]["spec"]
-    }
+def pods_of(item):
+    """A pod of each template."""
+    spec = item["spec"].get("leaderWorkerTemplate", item["spec"])
+    templates = [value for key, value in spec.items() if key.lower().endswith("template")]
+    return [{"metadata": {"generateName": "try-", **found["metadata"]}, "spec": found["spec"]} for found in templates]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -55,8 +56,9 @@ def test_strict_validation_finds_what_the_server_would_drop(site, namespace):
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_restricted_namespace_takes_the_pods(site, namespace, name):
     [item, *_] = documents(name)
-    answer = site.admin.call("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod_of(item))
-    assert answer["spec"]["containers"][0]["image"] == item["spec"]["template"]["spec"]["containers"][0]["image"]
+    for pod in pods_of(item):
+        answer = site.admin.call("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod)
+        assert answer["spec"]["containers"][0]["image"] == pod["spec"]["containers"][0]["image"]
 
 
 def test_every_recipe_on_one_node_passes_both(site, namespace):
@@ -94,7 +96,7 @@ def test_every_recipe_on_one_node_passes_both(site, namespace):
     ids=["root", "escalation", "host path", "host network"],
 )
 def test_the_namespace_refuses_pods_that_reach_out(site, namespace, loosen):
-    pod = copy.deepcopy(pod_of(documents("cpu-local.yaml")[0]))
+    pod = copy.deepcopy(pods_of(documents("cpu-local.yaml")[0])[0])
     loosen(pod["spec"])
     refusal = site.refusal("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod)
     assert refusal.status == 403

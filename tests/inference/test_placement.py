@@ -26,7 +26,7 @@ def put(*pools, release=R1, replicas=1, accelerator=None):
         ({"accelerator": "intel-gaudi2-96"}, "NotRestricted", "takes hostIPC and capability SYS_NICE"),
         ({"releases": frozenset({"deepseek-v3"})}, "WeightsMissing", "holds no weights of deepseek-r1-0528"),
         ({"accelerator": "nvidia-l20-48"}, "NoRecipe", "no recipe for deepseek-r1-0528"),
-        ({"accelerator": "nvidia-h100-80"}, "ManyNodes", "spans 2 nodes"),
+        ({"accelerator": "nvidia-h100-80", "capacity": 8, "free": 8}, "PoolTooSmall", "takes 16 of"),
         ({"images": {}}, "NoEngineImage", "no engine image"),
         ({"images": {CUDA_IMAGE: EngineImage("x", "0.11.2")}}, "EngineTooOld", "needs engine 0.12.0"),
         ({"capacity": 4, "free": 4}, "PoolTooSmall", "takes 8 of"),
@@ -48,6 +48,16 @@ def test_a_recipe_that_does_not_fit_is_refused_with_the_formula_sentence():
     release = CATALOGUE.releases["deepseek-v4-flash-0731"]
     placement = put(pool(accelerator="nvidia-h20-141"), release=release)
     assert [refusal.reason for refusal in placement.refusals] == ["DoesNotFit"]
+
+
+def test_a_recipe_whose_nodes_another_program_starts_is_refused():
+    [refusal] = put(pool(accelerator="cambricon-mlu590-80"), release=CATALOGUE.releases["deepseek-v3.2-exp"]).refusals
+    assert (refusal.reason, "spans 4 nodes" in refusal.sentence) == ("ManyNodes", True)
+
+
+def test_a_recipe_that_spans_nodes_is_placed_where_all_of_it_fits():
+    placement = put(pool(accelerator="nvidia-h100-80"))
+    assert (placement.recipe.nodes, placement.recipe.cards) == (2, 16)
 
 
 def test_a_recipe_that_runs_code_out_of_the_checkpoint_is_refused():

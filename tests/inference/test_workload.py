@@ -8,11 +8,14 @@ import pytest
 
 from inference.core.workload import weights_path, workload
 from k8s.desired import PoolBinding, deployment_objects
+from k8s.engine_pod import LEADER_ADDRESS, RANK
 from k8s.local import admission
 from tests.inference.values import known
 
 CATALOGUE = known()
 SINGLE_NODE = [recipe for recipe in CATALOGUE.recipes.values() if recipe.nodes == 1 and not recipe.placeholders]
+
+SPREAD = [recipe for recipe in CATALOGUE.recipes.values() if recipe.nodes > 1 and recipe.is_ranked]
 
 
 def spec(recipe, **changes):
@@ -38,6 +41,44 @@ def test_every_complete_single_node_recipe_becomes_a_manifest(recipe):
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == str(recipe.cards)
     assert container["args"][:3] == [f"/weights/{recipe.release}", "--served-model-name", recipe.release]
+
+
+@pytest.mark.parametrize("recipe", SPREAD, ids=lambda recipe: recipe.id)
+def test_every_recipe_over_several_nodes_tells_its_ranks_apart(recipe):
+    found = spec(recipe)
+    groups = deployment_objects(found, PoolBinding(name="p", arch="amd64", resource_name="nvidia.com/gpu"))[0]
+    template = groups["spec"]["leaderWorkerTemplate"]
+    leader, worker = (template[f"{role}Template"]["spec"]["containers"][0] for role in ("leader", "worker"))
+    assert (groups["kind"], template["size"]) == ("LeaderWorkerSet", recipe.nodes)
+    assert leader["resources"]["limits"]["nvidia.com/gpu"] == str(recipe.cards_per_node)
+    assert LEADER_ADDRESS in leader["args"]
+    assert "--headless" in worker["args"]
+    assert "--headless" not in leader["args"]
+    for flags in (leader["args"], worker["args"]):
+        assert all(flags.count(flag) <= 1 for flag in ("--nnodes", "--node-rank", "--data-parallel-start-rank"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "every", "more"),
+    [
+        ("r1-h100-16-tppp", f"--nnodes 2 --node-rank {RANK} --master-addr {LEADER_ADDRESS}", "--headless"),
+        ("r1-w8a8-a2-2node", f"--data-parallel-address {LEADER_ADDRESS}", "--headless --data-parallel-start-rank 2"),
+        (
+            "v4-pro-w4a8-a2-4node",
+            f"--data-parallel-address {LEADER_ADDRESS}",
+            f"--headless --data-parallel-start-rank {RANK}",
+        ),
+    ],
+)
+def test_pipelines_count_nodes_and_data_parallel_replicas_count_ranks(recipe, every, more):
+    found = spec(CATALOGUE.recipes[recipe])
+    assert " ".join(found.args).endswith(every)
+    assert " ".join(found.worker_args) == more
+
+
+def test_this_machine_is_one_node_and_says_so():
+    groups, *_ = deployment_objects(spec(SPREAD[0]), PoolBinding(name="p", arch="amd64"))
+    assert "LeaderWorkerSet is not known on this machine" in admission.refusal(groups)
 
 
 def test_the_test_models_manifest_runs_on_this_machine():

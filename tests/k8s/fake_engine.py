@@ -56,5 +56,8 @@ if "chatter" in FAULT:
 if "crash" in FAULT:
     say("cannot load the model")
     sys.exit(FAULT["crash"])
+if "--headless" in sys.argv:
+    say(f"headless, process {os.getpid()}, {' '.join(sys.argv[1:])}")
+    time.sleep(1000)
 time.sleep(FAULT.get("load_s", 0))
 Server((flag("--host"), int(flag("--port"))), Handler).serve_forever()

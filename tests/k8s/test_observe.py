@@ -6,7 +6,7 @@ import pytest
 
 from k8s import observe as o
 from k8s.cluster import Snapshot
-from k8s.desired import DEPLOYMENT_LABEL, SPEC_HASH_LABEL, deployment_objects
+from k8s.desired import DEPLOYMENT_LABEL, ROLE_LABEL, SPEC_HASH_LABEL, deployment_objects
 from kernel import ids
 from tests.k8s.golden_cases import POOLS, workload
 
@@ -208,3 +208,43 @@ def test_a_shortened_line_and_an_ipv6_address_are_written_properly():
 def test_an_engine_that_just_got_up_is_not_blamed_before_its_first_check():
     observed = seen(pod(container=running(ready=False), ready_at="2026-11-24T08:01:00Z"))
     assert observed.reason == o.STARTING
+
+
+def rank(number, **facts):
+    """One pod of a group of two; number 0 leads."""
+    item = pod(f"p-{number}", **facts)
+    item["metadata"]["labels"] |= {
+        ROLE_LABEL: "worker" if number else "leader",
+        "leaderworkerset.sigs.k8s.io/group-index": "0",
+    }
+    item["metadata"]["annotations"] = {"leaderworkerset.sigs.k8s.io/size": "2"}
+    return item
+
+
+def test_a_group_is_one_replica_at_its_leaders_address():
+    up = {"ready": True, "container": running(ready=True)}
+    [replica] = seen(rank(1, podIP="10.0.0.8", **up), rank(0, **up)).pods
+    assert (replica.name, replica.address, replica.ready) == ("p-0", "10.0.0.7:8000", True)
+
+
+@pytest.mark.parametrize(
+    ("worker", "reason"),
+    [
+        (None, o.STARTING),
+        ({"ready": False, "container": waiting("ImagePullBackOff", "no such image")}, o.IMAGE_PULL_FAILED),
+        ({"ready": True, "container": running(ready=True), "node": "gone"}, o.NODE_LOST),
+        ({"ready": True, "meta": {"deletionTimestamp": "2026-11-24T08:03:00Z"}}, o.TERMINATING),
+    ],
+    ids=["missing", "ill", "lost", "ending"],
+)
+def test_a_leader_is_not_ready_without_all_of_its_group(worker, reason):
+    leader = rank(0, ready=True, container=running(ready=True))
+    [replica] = seen(leader, *([rank(1, **worker)] if worker else [])).pods
+    assert (replica.name, replica.ready, replica.reason) == ("p-0", False, reason)
+
+
+def test_a_leader_that_waits_for_an_ill_worker_tells_of_the_worker():
+    leader = rank(0, container=running(ready=False, started=False))
+    worker = rank(1, node="", conditions=[{"type": "PodScheduled", "status": "False", "message": "Insufficient x/gpu"}])
+    [replica] = seen(leader, worker).pods
+    assert (replica.ready, replica.reason) == (False, o.UNSCHEDULABLE)
