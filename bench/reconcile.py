@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -90,6 +91,8 @@ class Step:
 
 def main() -> None:
     sizes = tuple(map(int, sys.argv[1:])) or SIZES
+    # A run that takes too long for somebody ends as any other, and leaves no process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped before the end"))
     program = build()
     with tempfile.TemporaryDirectory(prefix="moorage-reconcile-") as name, engines(sum(sizes)) as ips:
         folder = Path(name)
