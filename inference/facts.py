@@ -27,6 +27,8 @@ from kernel import wire
 
 log = logging.getLogger(__name__)
 
+LONG_LISTING_S = 1.0
+
 
 def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
     """List a cluster whole, record what differs, publish every pod. May raise UnreachableError."""
@@ -36,6 +38,11 @@ def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
     ClusterListing.objects.update_or_create(cluster=cluster_name, defaults={"listed_at": as_of})
     publish_pods(_live(cluster_name).filter(observed__isnull=False))
     return snapshot
+
+
+def rest_s(listing_s: float) -> float:
+    """How long to leave a cluster alone after a listing that took so long: a long one takes a fifth of the time."""
+    return 4 * listing_s if listing_s > LONG_LISTING_S else 0.0
 
 
 def record(

@@ -1,6 +1,7 @@
 """The sweep: read every cluster once, then pass over what is due. It alone is enough."""
 
 import logging
+import time
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -17,13 +18,20 @@ from tenants.models import Standing
 
 log = logging.getLogger(__name__)
 
+# When this process lists a cluster again: a large one is not listed all the time.
+_rests_until: dict[str, float] = {}
+
 
 def sweep() -> int:
     """Facts of every cluster, then a pass over every due endpoint; how many passes were ours."""
     for name in clusters.names():
+        if time.monotonic() < _rests_until.get(name, 0.0):
+            continue
+        began = time.monotonic()
         try:
             cluster = clusters.cluster(name)
             orphans_delete(cluster, facts.record_listing(name, cluster))
+            _rests_until[name] = time.monotonic() + facts.rest_s(time.monotonic() - began)
         except UnreachableError as error:
             log.warning("cluster %s does not answer, its facts stay as they are: %s", name, error)
     return sum(_try(endpoint_id) for endpoint_id in due())

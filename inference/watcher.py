@@ -5,6 +5,7 @@ Stopping it loses speed alone: the sweep lists every cluster too.
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from k8s.ownership import owned
 
 log = logging.getLogger(__name__)
 
-# Facts that no change tells of, such as a node that falls silent, are at most this old.
+# Facts that no change tells of are at most this old, or four times what a listing of a large cluster takes.
 FOLLOW_S = 10.0
 PAUSE_S = 2.0
 
@@ -74,9 +75,11 @@ def follow(name: str, source: Cluster, stop: threading.Event) -> None:
 
     A node speaks for all of its pods, so the caller lists again. UnreachableError where nobody answers.
     """
+    began = time.monotonic()
     listed = facts.record_listing(name, source)
+    follow_s = max(FOLLOW_S, facts.rest_s(time.monotonic() - began))
     view = View(listed)
-    for change in source.changes(listed.version, timeout_s=FOLLOW_S):
+    for change in source.changes(listed.version, timeout_s=follow_s):
         if stop.is_set() or change.object["kind"] == "Node":
             return
         if touched := view.take(change):

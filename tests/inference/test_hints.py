@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from inference import hints, tasks
 from inference.models import Endpoint
+from inference.reconciler.run import reconcile
 from tests.inference.conftest import create
 
 
@@ -28,3 +29,15 @@ def test_tasks_do_what_their_names_say(harbour, tenant):
     Endpoint.objects.filter(id=endpoint.id).update(due_at=timezone.now())
     tasks.sweep_all()
     assert Endpoint.objects.get(id=endpoint.id).serving == 1
+
+
+def test_a_hint_that_comes_after_its_reason_is_dealt_with_makes_no_pass(harbour, tenant, monkeypatch):
+    endpoint, passes = create(tenant), []
+    monkeypatch.setattr(tasks, "reconcile", lambda endpoint_id: passes.append(endpoint_id) or reconcile(endpoint_id))
+    harbour.settle(endpoint)
+    tasks.reconcile_endpoint(str(endpoint.id))
+    assert passes == []
+    harbour.cluster.kill_pods()
+    harbour.look()
+    tasks.reconcile_endpoint(str(endpoint.id))
+    assert passes == [endpoint.id]
