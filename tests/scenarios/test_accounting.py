@@ -48,7 +48,7 @@ def several(chance: random.Random) -> Ask:
 
 def tools(chance: random.Random) -> Ask:
     path, body = chat(chance)
-    return path, {**body, "tools": TOOLS, "tool_choice": "auto"}
+    return path, {**body, "tools": TOOLS, "tool_choice": "none"}  # this recipe has no parser for calls
 
 
 def text(chance: random.Random) -> Ask:
@@ -76,6 +76,7 @@ KINDS: tuple[Callable[[random.Random], Ask], ...] = (
     *(chat, chat, cached, cached, several, tools, text, message, message),
     *(too_long, malformed),
 )
+REFUSED = (too_long, malformed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Sent:
 def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
     """One request of the mixture."""
     chance = random.Random(seed)
-    path, body = chance.choice(KINDS)(chance)
+    kind = chance.choice(KINDS)
+    path, body = kind(chance)
     stream = chance.random() < 0.6
     if stream and "/messages" not in path and chance.random() < 0.6:
         body["stream_options"] = chance.choice([{}, {"include_usage": False}, {"include_usage": True}])
@@ -110,6 +112,7 @@ def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
     except urllib3.exceptions.TimeoutError:
         assert leaves
         return Sent(None, None, n)
+    assert (answer.status, kind in REFUSED) in ((200, False), (400, True)), (answer.status, path, body)
     request_id = answer.headers["x-request-id"]
     try:
         wanted = chance.randint(1, 20_000) if leaves and stream else 1 << 30
@@ -146,7 +149,6 @@ def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool
     began_s, before = time.time(), engine_counters(moorage, model)
     with ThreadPoolExecutor(8) as pool:
         sent = list(pool.map(lambda number: send(moorage, model, seed + number, aborts=aborts), range(count)))
-    assert {one.status for one in sent} <= {200, 400, None}
     wait_until(lambda: quiet(moorage, model), "a quiet engine", 120)
     after = engine_counters(moorage, model)
     begun = sum(one.status != 400 and one.request_id is not None for one in sent)
@@ -219,7 +221,6 @@ def test_a_counted_message_is_as_long_as_its_bill_says(moorage: Moorage, shared:
             {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
             {"role": "user", "content": [{"type": "text", "text": "and now"}, {"type": "text", "text": "this"}]},
         ],
-        "tools": [{"name": "look", "description": "look", "input_schema": {"type": "object"}}],
     }
     counted = moorage.infer("/v1/messages/count_tokens", ask)
     answered = moorage.infer("/v1/messages", {**ask, "max_tokens": 3})
