@@ -119,7 +119,7 @@ def test_the_end_of_a_reservation_leaves_the_shared_engines_their_place(store: r
     shared = ids.decode(ids.ENDPOINT, berth(tenant_create(name="Operator", currency="USD"), "shared"))
     carrier = Deployment.objects.get(endpoint=shared)
     reserved = berth(tenant, "reserved", carrier)
-    projection.publish_pods(carrier.id, [wire.PodRecord(str(new_id()), "127.0.0.1:1", wire.SERVING)])
+    projection.publish_pods({carrier.id: [wire.PodRecord(str(new_id()), "127.0.0.1:1", wire.SERVING)]})
     projection.project_all()
     record = wire.load_route(store.get(wire.route(reserved)))
     assert (record.tpm, record.deployments[0].deployment_id) == (5000, str(carrier.id))
