@@ -120,7 +120,7 @@ def test_fault_36_a_client_that_vanished_without_a_word_is_left_and_billed_once(
         drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one BPF instruction: return 0
         program = struct.pack("HL", 1, ctypes.addressof(drop_all))
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-        (event,) = door.events_of(tenant, within_s=45)
+        (event,) = door.events_of(tenant, within_s=90)
         assert event.finish == "abort_client"
         assert 0 < event.counts["out"] < 100
         wait_until(lambda: engine.hung_up == 1, "the engine's release", 2)
