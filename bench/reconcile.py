@@ -79,14 +79,14 @@ ANSWER = json.dumps(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One size: seconds until all were applied and until all served, objects, calls and CPU of the product."""
+    """One size: seconds until all were applied and until all served, objects, calls, and CPU by part."""
 
     endpoints: int
     applied_s: float
     serving_s: float
     objects: int
     calls: int
-    cpu_s: float
+    cpu_s: dict[str, float]
 
 
 def main() -> None:
@@ -122,7 +122,7 @@ def result(steps: list[Step], resync: list[Object], repairs: list[float], limit:
             "endpoints_per_s": round(step.endpoints / step.applied_s, 1),
             "serving_per_s": round(step.endpoints / step.serving_s, 1),
             "api_calls_per_endpoint": round(step.calls / step.endpoints, 2),
-            "cpu_s_per_endpoint": round(step.cpu_s / step.endpoints, 4),
+            "cpu_s_per_endpoint": round(sum(step.cpu_s.values()) / step.endpoints, 4),
         }
         for step in steps
     ]
@@ -133,6 +133,9 @@ def result(steps: list[Step], resync: list[Object], repairs: list[float], limit:
         "ours": {
             "applied_per_s": round(applied_per_s, 1),
             **growth[-1],
+            "cpu_ms_per_endpoint_of": {
+                part: round(used_s / last.endpoints * 1000, 1) for part, used_s in last.cpu_s.items()
+            },
             "resync_writes": sum(event["verb"] not in ("get", "list", "watch") for event in resync),
             "resync_reads": sum(event["verb"] in ("get", "list") for event in resync),
             "repair_s": round(statistics.median(repairs), 3),
@@ -197,7 +200,7 @@ def moorage(plane: ControlPlane, folder: Path) -> Iterator[Moorage]:
 def grow(plane: ControlPlane, installation: Moorage, keys: list[str], size: int) -> Step:
     """Ask for `size` more endpoints and wait until each serves."""
     there = live(installation)["endpoints"]
-    objects, cpu_s = len(applied(plane)), tree_cpu_s(installation.up[0].pid)
+    objects, cpu_s = len(applied(plane)), cpu_by_part(installation)
     calls = len(numbered(plane))
     began = time.monotonic()
 
@@ -218,7 +221,7 @@ def grow(plane: ControlPlane, installation: Moorage, keys: list[str], size: int)
         serving_s,
         len(applied(plane)) - objects,
         len(numbered(plane)) - calls,
-        tree_cpu_s(installation.up[0].pid) - cpu_s,
+        {part: used_s - cpu_s[part] for part, used_s in cpu_by_part(installation).items()},
     )
 
 
@@ -339,6 +342,12 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
+
+
+def cpu_by_part(installation: Moorage) -> dict[str, float]:
+    """CPU that each of the product's processes has used, with its children."""
+    parts = json.loads((installation.state / "parts.json").read_text())
+    return {name: tree_cpu_s(part["pid"]) for name, part in parts.items()}
 
 
 def tree_cpu_s(root: int) -> float:
