@@ -48,7 +48,7 @@ REPOSITORY = "engine.moorage.local/vllm-cpu"
 CARDS, SILENT_S, RENEW_S = 64, 60, 10.0
 REPAIRS, QUIET_S = 5, 15.0
 LIMIT_OBJECTS = 1200
-PATIENCE_S = float(os.environ.get("BENCH_PATIENCE_S", "300"))
+PATIENCE_S = float(os.environ.get("BENCH_PATIENCE_S", "600"))
 TICKS = os.sysconf("SC_CLK_TCK")
 # Run by the operator's shell; prints one API key per tenant.
 MAKE_TENANTS = """
