@@ -28,6 +28,7 @@ from k8s.local.cluster import LocalCluster
 from tenants.models import Outbox
 from tests.conftest import as_role
 from tests.inference.conftest import create
+from tests.services import wait_until
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 60
@@ -69,6 +70,8 @@ def local(harbour, engines, weights, settings, monkeypatch, tmp_path) -> Iterato
     monkeypatch.setattr(clusters, "cluster", lambda _: cluster)
     command = [sys.executable, "-m", "k8s.local.agent", "--root", root, "--engines", engines]
     agent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/platform"})
+    # A signal that comes before the agent listens for it is lost where the shell ignores it.
+    wait_until(lambda: bool(cluster.list().nodes), "the agent's node", WITHIN_S)
     pool = pool_ensure_local(weights_root=weights)
     yield pool
     ours = Endpoint.objects.filter(deployments__pool=pool)

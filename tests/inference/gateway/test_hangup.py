@@ -123,7 +123,7 @@ def test_fault_36_a_client_that_vanished_without_a_word_is_left_and_billed_once(
         (event,) = door.events_of(tenant, within_s=90)
         assert event.finish == "abort_client"
         assert 0 < event.counts["out"] < 100
-        wait_until(lambda: engine.hung_up == 1, "the engine's release", 2)
+        wait_until(lambda: engine.hung_up == 1, "the engine's release")
 
 
 def test_leaving_before_an_answer_is_free_and_frees_the_engine(
