@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hiredis import ReplyError
+
 from inference.gateway import authn
 from inference.gateway.core import limits
 from inference.gateway.core.limits import Limit
@@ -250,7 +252,7 @@ class Admission:
             try:
                 await self._redis.script(_SETTLE, names, args)
                 return
-            except Unreachable:
+            except (Unreachable, ReplyError):  # it loads, or is a replica for a while
                 await asyncio.sleep(SETTLE_RETRY_S)
         log.error("request %s was not settled; its reservation expires", args[0])
 

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from controlplane.embedded.redis import Redis
+from inference.gateway.admission import SETTLE_RETRY_S
 from kernel import wire
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.test_errors import refused
@@ -124,6 +125,22 @@ def test_fault_9_a_redis_that_comes_back_as_another_admits_nothing_until_the_len
         refused(place.door.chat(place.tenant, place.route.endpoint_id), 503, "unavailable")
     place.world.found()
     wait_until(lambda: place.door.chat(place.tenant, place.route.endpoint_id).status_code == 200, "admission")
+
+
+def test_what_ends_while_redis_refuses_to_write_is_settled_once_it_writes_again(place: Place, engine: Engine) -> None:
+    engine.plan = Plan(tokens=20, interval_s=0.02)
+    before = place.tenant.free()
+    with ThreadPoolExecutor(3) as callers:
+        calls = streams(place, callers, 3)
+        place.world.redis.replicaof("127.0.0.1", 1)
+        assert all(call.result().text.endswith("data: [DONE]\n\n") for call in calls)
+    events = place.door.events_of(place.tenant, at_least=3)
+    time.sleep(SETTLE_RETRY_S)  # one more try is refused
+    assert place.tenant.reserved() == 3
+    place.world.redis.replicaof("NO", "ONE")
+    cost = sum(event.quoted_pico for event in events)
+    wait_until(lambda: place.tenant.free() == before - cost, "settlement")
+    assert place.tenant.reserved() == place.tenant.concurrent() == 0
 
 
 CLOCK = """
