@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 
 from billing import holds, ledger, recall, standing
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
@@ -46,13 +46,17 @@ def facts_take(*, limit: int = 500) -> int:
 def facts_copy(*, topic: str, limit: int, write: Callable[[dict[str, Any]], None]) -> int:
     """Hand the waiting facts of a topic to `write`, oldest first; how many.
 
-    One that `write` refuses (KeyError, ValueError, TypeError) goes to quarantine, with an alarm.
+    One that `write` refuses (KeyError, ValueError, TypeError) or the database does (no such tenant, a number out
+    of range) goes to quarantine, with an alarm, and stops no other.
     """
     rows = outbox.take(topic=topic, limit=limit)
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # not at the commit, which is of all facts
     for row in rows:
         try:
-            write(row.payload)
-        except (KeyError, ValueError, TypeError) as error:
+            with transaction.atomic():
+                write(row.payload)
+        except (KeyError, ValueError, TypeError, IntegrityError, DataError) as error:
             reason = f"no billable fact: {error!r}"
             Quarantine.objects.create(reason=reason, payload=json.dumps(row.payload))
             ledger.alarm(key=f"quarantine:{row.dedupe_key}", sentence=f"{row.dedupe_key}: {reason}")

@@ -355,3 +355,23 @@ def test_a_fact_that_is_none_is_set_aside_and_stops_no_other(database: None) -> 
         pass
     assert Quarantine.objects.filter(reason__startswith="no billable fact").exists()
     assert Outbox.objects.get(dedupe_key=key).published_at is not None
+
+
+@pytest.mark.parametrize("change", [{"tenant_id": str(uuid4())}, {"accelerator_count": 2**40}])
+def test_a_fact_that_the_database_refuses_is_set_aside_and_stops_no_other(
+    database: None, change: dict[str, Any]
+) -> None:
+    berth, pod, deployment = harbour(), uuid4(), uuid4()
+    sheet = dedicated(berth, 3600)
+    refused = payload(berth, sheet, "from", NOON, pod=uuid4(), deployment=deployment, since=NOON) | change
+    key = f"billable:{uuid4()}"
+    outbox.publish(topic=spans.TOPIC, dedupe_key=key, payload=refused)
+    fact(berth, sheet, "from", NOON, pod=pod, deployment=deployment)
+    while spans.facts_take():
+        pass
+    assert Quarantine.objects.filter(payload__contains=refused["pod_uid"]).count() == 1
+    assert not BillableSpan.objects.filter(pod_uid=refused["pod_uid"]).exists()
+    assert BillableSpan.objects.filter(pod_uid=pod).exists()
+    assert Outbox.objects.get(dedupe_key=key).published_at is not None
+    fact(berth, sheet, "to", NOON, pod=pod, deployment=deployment)
+    rate(NOON)
