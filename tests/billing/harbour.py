@@ -35,6 +35,7 @@ class Harbour:
     sku: str
     sheet: Sheet
     gateway_id: str
+    region: str
     boot_id: UUID = field(default_factory=uuid4)
     seq: int = 0
 
@@ -48,7 +49,7 @@ class Harbour:
             subject_id=uuid4(),
             kind=TOKENS,
             sku=self.sku,
-            region=REGION,
+            region=self.region,
             currency="USD",
             started_at=now - timedelta(seconds=2),
             ended_at=now,
@@ -81,7 +82,7 @@ class Harbour:
         placed = one(
             "SELECT hold_place(%s::uuid, 'USD', %s, %s, %s, %s, false)",
             self.tenant_id,
-            f"gateway:general:{REGION}",
+            f"gateway:general:{self.region}",
             generation,
             transfer,
             amount,
@@ -99,15 +100,15 @@ class Harbour:
         return {row.kind: row.held for row in rows if row.held}
 
 
-def harbour(*, money: int = 10 * UNIT, prices: Mapping[str, Rate] = PRICES) -> Harbour:
-    """A fresh tenant with its own SKU, a public price and that much money."""
+def harbour(*, money: int = 10 * UNIT, prices: Mapping[str, Rate] = PRICES, region: str = REGION) -> Harbour:
+    """A fresh tenant with its own SKU, a public price in a region and that much money."""
     tenant = tenant_create(name="Harbour", currency="USD")
     name = tenant.id.hex[-12:]
-    sheet = Sheet(f"{name}:shared", REGION, "USD", LONG_AGO, dict(prices))
+    sheet = Sheet(f"{name}:shared", region, "USD", LONG_AGO, dict(prices))
     services.sheet_publish(sheet=sheet, actor="t")
     if money:
         services.topup(tenant_id=tenant.id, currency="USD", amount_pico=money, idem_key="first", actor="t")
-    return Harbour(tenant.id, sheet.sku, sheet, f"gw-{name}")
+    return Harbour(tenant.id, sheet.sku, sheet, f"gw-{name}", region)
 
 
 def dedicated(berth: Harbour, num_pico: int, den: int = 3600) -> Sheet:

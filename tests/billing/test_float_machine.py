@@ -32,14 +32,15 @@ from kernel.clock import month_of, utcnow
 from kernel.pricing import OUT
 from kernel.problems import Problem
 from kernel.usage import UsageEvent
-from tests.billing.harbour import REGION, harbour, one, run
+from tests.billing.harbour import harbour, one, run
 from tests.conftest import as_role
 from tests.services import soak
 
 PRICE = 420_000
 SOME = st.integers(1, 60)
-STEPS = 50
-LIVES = soak(2100)
+MANY = st.integers(1, 500)
+STEPS = 200
+LIVES = soak(800)
 CHECKED_EVERY = 25
 PAST_EVERY_EXPIRY_S = 2 * 3600
 ADMIT, SETTLE = (Path(gateway.__file__).with_name(f"{name}.lua").read_text() for name in ("admit", "settle"))
@@ -71,11 +72,13 @@ class FloatLife(RuleBasedStateMachine):
     starts = 1
     lives = steps = booked = 0
 
-    @initialize(tokens=SOME)
+    @initialize(tokens=MANY)
     def begin(self, tokens: int) -> None:
         FloatLife.lives += 1
         self.redis.flushdb()
-        self.berth = harbour(money=0)
+        # A region of its own: the lender walks nothing that an earlier life left.
+        self.region = f"r{FloatLife.lives}"
+        self.berth = harbour(money=0, region=self.region)
         self.float = wire.float_key(self.berth.tenant_id, "general", "USD")
         self.key = str(uuid4())
         self.running: list[Open] = []
@@ -89,7 +92,7 @@ class FloatLife(RuleBasedStateMachine):
         self.lend(tokens)
         self.admit([(1, 1)])
 
-    @rule(tokens=SOME)
+    @rule(tokens=MANY)
     def top_up(self, tokens: int) -> None:
         amount = tokens * PRICE
         services.topup(
@@ -109,13 +112,13 @@ class FloatLife(RuleBasedStateMachine):
             return
         self.paid_in -= max(entry.amount for entry in last.entries.all())
 
-    @rule(tokens=SOME)
-    def lend(self, tokens: int) -> None:
-        lender.lender_pass(self.redis, region=REGION, wants=[self._want(tokens)])
+    @rule(tokens=SOME, sweep=st.booleans())
+    def lend(self, tokens: int, sweep: bool = True) -> None:
+        lender.lender_pass(self.redis, region=self.region, wants=[self._want(tokens)], sweep=sweep)
 
-    @rule(tokens=SOME)
-    def recall(self, tokens: int) -> None:
-        lender.lender_pass(self.redis, region=REGION, wants=[self._want(-tokens)])
+    @rule(tokens=SOME, sweep=st.booleans())
+    def recall(self, tokens: int, sweep: bool) -> None:
+        lender.lender_pass(self.redis, region=self.region, wants=[self._want(-tokens)], sweep=sweep)
 
     @rule(step=st.sampled_from(["open", "lend", "mark_dry", "take", "taken", "end"]), idle=st.booleans(), tokens=SOME)
     def lender_killed(self, step: str, idle: bool, tokens: int) -> None:
@@ -124,7 +127,7 @@ class FloatLife(RuleBasedStateMachine):
             patch.setattr(lender, "RECENT", timedelta(0) if idle else lender.RECENT)
             try:
                 if idle:
-                    lender.lender_pass(self.redis, region=REGION)
+                    lender.lender_pass(self.redis, region=self.region)
                 else:
                     self.lend(tokens)
             except Killed:
@@ -133,16 +136,20 @@ class FloatLife(RuleBasedStateMachine):
     @rule(
         requests=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=5),
         last_month=st.booleans(),
+        lent_in_time=st.booleans(),
     )
-    def admit(self, requests: list[tuple[int, int]], last_month: bool = False) -> None:
-        """Requests with a limit and a use; some count for the month before, whose invoice may be out."""
+    def admit(self, requests: list[tuple[int, int]], last_month: bool = False, lent_in_time: bool = False) -> None:
+        """Requests with a limit and a use; some count for the month before, whose invoice may be out.
+
+        The first that is refused asks the lender, as a gateway does, and is tried again if that comes in time.
+        """
         for max_tokens, used in requests:
             event_id, amount = str(uuid4()), max_tokens * PRICE
-            reply = self._eval(
-                ADMIT,
-                [wire.EPOCH, wire.FLOAT_RUN, wire.key(self.key), wire.rpm(self.key, 0), wire.concurrency(self.key)],
-                [self._run_id(), 1, "live", "", 0, "", 10**9, 10**9, event_id, amount, 3_600_000, 7],
-            )
+            reply = self._admit(event_id, amount)
+            if reply[0] != b"admitted" and lent_in_time:
+                lent_in_time = False
+                self.lend(sum(most for most, _ in requests))
+                reply = self._admit(event_id, amount)
             if reply[0] != b"admitted":
                 continue
             now = month_of(utcnow())[0] - timedelta(hours=1) if last_month else utcnow()
@@ -244,7 +251,7 @@ class FloatLife(RuleBasedStateMachine):
             "UPDATE hold SET sealed_at = sealed_at - make_interval(secs => %s)"
             " WHERE sealed_at IS NOT NULL AND subject = %s",
             seconds,
-            f"gateway:general:{REGION}",
+            f"gateway:general:{self.region}",
         )
         self._report()
 
@@ -261,7 +268,7 @@ class FloatLife(RuleBasedStateMachine):
         run(
             "UPDATE hold SET sealed_at = sealed_at - interval '2 hours', expires_at = expires_at - interval '2 hours'"
             " WHERE sealed_at IS NOT NULL AND subject = %s",
-            f"gateway:general:{REGION}",
+            f"gateway:general:{self.region}",
         )
         self._report()
 
@@ -276,7 +283,7 @@ class FloatLife(RuleBasedStateMachine):
         """Once all is quiet, what is lent is what is free or reserved, to the pico."""
         for _ in range(2):
             self.hours_pass()
-            lender.lender_pass(self.redis, region=REGION)
+            lender.lender_pass(self.redis, region=self.region)
         live = "account_id IN (SELECT id FROM ledger_account WHERE tenant_id = %s) AND sealed_at IS NULL"
         lent = one(f"SELECT COALESCE(sum(open), 0) FROM hold WHERE {live}", self.berth.tenant_id)
         assert lent == int(self.redis.hget(self.float, "free") or 0)
@@ -301,6 +308,13 @@ class FloatLife(RuleBasedStateMachine):
     def _project(self) -> None:
         self.redis.set(wire.EPOCH, "1")
         self.redis.hset(wire.key(self.key), "v", 1)
+
+    def _admit(self, event_id: str, amount: int) -> Any:
+        return self._eval(
+            ADMIT,
+            [wire.EPOCH, wire.FLOAT_RUN, wire.key(self.key), wire.rpm(self.key, 0), wire.concurrency(self.key)],
+            [self._run_id(), 1, "live", "", 0, "", 10**9, 10**9, event_id, amount, 3_600_000, 7],
+        )
 
     def _eval(self, script: str, names: list[str], arguments: list[Any]) -> Any:
         names = [*names, self.float, wire.reservations(self.float)]
@@ -343,5 +357,5 @@ def test_a_random_life_of_a_float_never_overspends(
         ),
     )
     assert FloatLife.steps >= 10_000
-    # A machine that books nothing proves nothing: at least every second life gets that far.
-    assert FloatLife.booked >= LIVES // 2
+    # A machine that books nothing proves nothing.
+    assert FloatLife.booked >= 4 * LIVES
