@@ -4,6 +4,7 @@ Dedicated time is booked by the hour, so up to an hour of it is no lag; tokens f
 """
 
 import hmac
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from billing.models import BillableSpan, GatewayJournal, ReservedSpan
 from kernel.clock import utcnow
 from tenants.models import Outbox
 
+log = logging.getLogger(__name__)
 NAME = "moorage_meter_lag_seconds"
 HEAD = f"# HELP {NAME} Age of the oldest usage that is not on the books yet.\n# TYPE {NAME} gauge\n"
 
@@ -47,12 +49,20 @@ def exposition(*, now: datetime) -> str:
 
 @contextmanager
 def listener(listen: str) -> Iterator[int | None]:
-    """Answer GET /metrics at `host:port` during a block, to whoever has the internal token; its port. "" is nowhere."""
+    """Answer GET /metrics at `host:port` during a block, to whoever has the internal token; its port. "" is nowhere.
+
+    Where nothing can listen there, that is logged: usage is booked without a gauge too.
+    """
     if not listen:
         yield None
         return
     host, _, port = listen.rpartition(":")
-    server = ThreadingHTTPServer((host, int(port)), _Handler)
+    try:
+        server = ThreadingHTTPServer((host, int(port)), _Handler)
+    except OSError as error:
+        log.warning("nobody can ask how far metering lies behind, %s cannot be listened on: %s", listen, error)
+        yield None
+        return
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     try:
         yield server.server_port

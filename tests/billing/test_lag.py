@@ -52,5 +52,7 @@ def test_the_meter_answers_a_scrape_that_has_the_token(no_boots: None, monkeypat
         answer = pool.request("GET", f"{url}/metrics", headers=token)
         assert (answer.status, answer.data.decode()) == (200, lag.HEAD)
         pool.clear()
+        with lag.listener(f"127.0.0.1:{port}") as second:  # taken: it goes on without
+            assert second is None
     with lag.listener("") as port:
         assert port is None

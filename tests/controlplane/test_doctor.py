@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from redis import Redis as Client
 
+from billing import lag
 from controlplane.database import bootstrap
 from controlplane.embedded import doctor, environment
 from k8s.local.cluster import AGENT_LOCK
@@ -37,6 +39,7 @@ def environ(tmp_path: Path) -> Environ:
         ("database", "run `make up`"),
         ("redis", "run `make up`"),
         ("gateway", "read the log of the gateway"),
+        ("meter", "read the log of the meter"),
         ("web", "read the log of web"),
         ("ports", "run `make up`"),
     ],
@@ -44,6 +47,19 @@ def environ(tmp_path: Path) -> Environ:
 def test_a_part_that_is_away_gets_a_sentence_with_the_way_out(environ: Environ, name: str, way_out: str) -> None:
     with pytest.raises(doctor.Trouble, match=way_out):
         doctor.CHECKS[name](environ)
+
+
+def test_the_meter_says_how_far_each_kind_of_usage_lies_behind(
+    environ: Environ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "INTERNAL_TOKEN", environ["MOORAGE_INTERNAL_TOKEN"])
+    told = {'meter="tokens",gateway="gw-1"': 2.0, 'meter="accel"': 1800.4}
+    monkeypatch.setattr(lag, "lags", lambda *, now: told)
+    with lag.listener(environ["METER_METRICS_LISTEN"]):
+        assert doctor.meter(environ) == "behind by: gw-1 2 s, accel 1800 s"
+        told.clear()
+        with pytest.raises(doctor.Trouble, match="tells no lag"):
+            doctor.meter(environ)
 
 
 def test_an_agent_that_hangs_is_found_by_its_silence(environ: Environ) -> None:

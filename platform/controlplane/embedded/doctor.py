@@ -1,11 +1,13 @@
 """What `manage.py doctor` looks at: each check returns what it saw or raises Trouble with the way out."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +26,8 @@ from kernel import wire
 
 Environ = Mapping[str, str]
 AGENT_SILENCE_S = 20.0
+LAGS_BYTES = 100_000
+LAG = re.compile(r'^\w+\{meter="(\w+)"(?:,gateway="([^"]*)")?\} ([\d.]+)$', re.MULTILINE)
 
 
 class Trouble(Exception):
@@ -148,6 +152,22 @@ def gateway(environ: Environ) -> str:
     return "admits requests"
 
 
+def meter(environ: Environ) -> str:
+    """Usage is being booked: how far each kind of it lies behind. A request counts until it has ended."""
+    listen = environ.get("METER_METRICS_LISTEN")
+    if not listen:
+        raise Trouble("nobody knows how far metering lies behind: set METER_METRICS_LISTEN, or run `make up`")
+    try:
+        token = environ["MOORAGE_INTERNAL_TOKEN"]
+        status, body = parts.get(f"http://{listen}/metrics", bearer=token, most=LAGS_BYTES)
+    except OSError as error:
+        raise Trouble(f"the meter at {listen} does not answer ({error}): read the log of the meter") from error
+    lags = [f"{gateway or kind} {float(seconds):.0f} s" for kind, gateway, seconds in LAG.findall(body)]
+    if status != HTTPStatus.OK or not lags:
+        raise Trouble(f"the meter at {listen} tells no lag, it answers {status}: read the log of the meter")
+    return f"behind by: {', '.join(lags)}"
+
+
 def web(environ: Environ) -> str:
     """The console answers."""
     reason = parts.web_unready(environ)
@@ -182,6 +202,7 @@ CHECKS: dict[str, Callable[[Environ], str]] = {
     "migrations": migrations,
     "redis": float_redis,
     "gateway": gateway,
+    "meter": meter,
     "web": web,
     "ports": listeners,
 }

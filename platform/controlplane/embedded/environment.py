@@ -70,6 +70,7 @@ def complete(environ: MutableMapping[str, str], *, create: bool) -> None:
     if create or (state / PORTS_FILE).exists():
         environ.setdefault("DATABASE_URL", database_url(embedded_postgres(environ)))
         environ.setdefault("REDIS_URL", embedded_redis(environ).url(0))
+        environ.setdefault("METER_METRICS_LISTEN", f"127.0.0.1:{_private_ports(state)['meter']}")
     if "REDIS_URL" in environ:
         environ.setdefault("REDIS_GATEWAY_URL", f"{environ['REDIS_URL'].rsplit('/', 1)[0]}/1")
     gateway_listen = environ.setdefault("GATEWAY_LISTEN", "127.0.0.1:8080")
@@ -102,4 +103,4 @@ def for_children(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _private_ports(state: Path) -> dict[str, int]:
-    return ports.keep(state / PORTS_FILE, ("postgres", "redis"))
+    return ports.keep(state / PORTS_FILE, ("postgres", "redis", "meter"))

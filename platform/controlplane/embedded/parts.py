@@ -105,14 +105,14 @@ def web_unready(environ: Mapping[str, str]) -> str | None:
     return None if status < HTTPStatus.INTERNAL_SERVER_ERROR else f"{url} answers {status}: {body}"
 
 
-def get(url: str, *, bearer: str = "") -> tuple[int, str]:
-    """Status and the first 500 characters of the body. OSError when nothing answers within 5 s."""
+def get(url: str, *, bearer: str = "", most: int = 500) -> tuple[int, str]:
+    """Status and the first `most` bytes of the body. OSError when nothing answers within 5 s."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:
         connection.request("GET", parts.path, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
         response = connection.getresponse()
-        return response.status, response.read(500).decode(errors="replace")
+        return response.status, response.read(most).decode(errors="replace")
     except HTTPException as error:
         raise OSError(f"it does not speak HTTP: {error!r}") from error
     finally:
