@@ -24,7 +24,7 @@ from billing.models import (
 )
 from kernel.clock import month_of, utcnow
 from kernel.money import div_half_even
-from kernel.pricing import ACCEL_SECOND, RUNG_METERS, Rate, Sheet, sheet_from_body
+from kernel.pricing import ACCEL_SECOND, Rate, Sheet, sheet_from_body
 from kernel.wire import GENERAL
 from tenants.selectors import tenant_get
 
@@ -187,8 +187,7 @@ def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, a
 def sku_unrated(*, sku: str, region: str, currency: str, tenant_id: UUID | None = None) -> list[str]:
     """Meters of a SKU that nothing prices now: it cannot be on sale. Empty where all are priced."""
     sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=utcnow())
-    rung = sku.split(":")[1]
-    return sorted(RUNG_METERS[rung] - (sheet.meters.keys() if sheet else set()))
+    return (sheet or Sheet(sku, region, currency, utcnow(), {})).unrated()
 
 
 def price_ahead(

@@ -199,11 +199,13 @@ def hold_close(*, deployment_id: UUID) -> None:
 
 def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter: str, quantity: int) -> None:
     currency = tenant_get(tenant_id).currency
+    unrated = selectors.sku_unrated(sku=sku, region=region, currency=currency, tenant_id=tenant_id)
     needed = selectors.price_ahead(
         sku=sku, region=region, currency=currency, tenant_id=tenant_id, meter=meter, quantity=quantity
     )
-    if needed is None:
-        raise Problem(UNRATED, f"{sku} has no price in {currency} in region {region}; choose another")
+    if unrated or needed is None:
+        meters = ", ".join(unrated)
+        raise Problem(UNRATED, f"{sku} has no price for {meters} in {currency} in region {region}; choose another")
     held = _live(tenant_id, currency, subject_id).aggregate(total=Sum("open", default=0))["total"]
     recall.bring_back(tenant_id=tenant_id, currency=currency, needed_pico=needed - int(held))
     missing = deployment_hold_fill(

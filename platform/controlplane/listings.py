@@ -1,6 +1,6 @@
 """What is offered and cannot be sold: SKUs of live endpoints and of this region's pools with an unrated meter."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,12 @@ def listings_unrated() -> list[UnratedListing]:
         for currency in currencies
     )
     return [listing for listing in found if listing.meters]
+
+
+def skus_on_sale(skus: Iterable[str], tenant: Tenant) -> list[str]:
+    """Of these SKUs, what a tenant can buy in this region and its currency, in order of name."""
+    where = {"region": settings.REGION, "currency": tenant.currency, "tenant_id": tenant.id}
+    return [sku for sku in sorted(skus) if not sku_unrated(sku=sku, **where)]
 
 
 def _skus(region: str) -> Iterator[str]:

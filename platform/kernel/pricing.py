@@ -112,6 +112,10 @@ class Sheet:
         held = (w.meters for w in self.windows if day in w.days and w.start_min <= minute < w.end_min)
         return replace(self, meters={**self.meters, **next(held, {})}, windows=(), cut_from=self.sha256())
 
+    def unrated(self) -> list[str]:
+        """Meters that the sheet's SKU counts and nothing here prices: empty before it can go on sale."""
+        return sorted(RUNG_METERS[self.sku.split(":")[1]] - self.meters.keys())
+
     def dearest(self, meter: str) -> Rate | None:
         """The highest rate of a meter at any hour: what money is set aside by. None where it has no rate."""
         found = [m[meter] for m in (self.meters, *(w.meters for w in self.windows)) if meter in m]

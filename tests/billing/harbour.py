@@ -26,6 +26,8 @@ REGION = "local"
 LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
 PRICES = {IN_HIT: Rate(28_000), IN_MISS: Rate(280_000), OUT: Rate(420_000)}
 
+FREE_TOKENS = dict.fromkeys(PRICES, Rate(0))
+
 
 @dataclass(slots=True)
 class Harbour:
@@ -112,9 +114,9 @@ def harbour(*, money: int = 10 * UNIT, prices: Mapping[str, Rate] = PRICES, regi
 
 
 def dedicated(berth: Harbour, num_pico: int, den: int = 3600) -> Sheet:
-    """A public price of accelerator time for a harbour's dedicated SKU."""
+    """A public price of accelerator time for a harbour's dedicated SKU, whose tokens cost nothing."""
     sku = berth.sku.replace(":shared", ":dedicated:cpu")
-    sheet = Sheet(sku, REGION, "USD", LONG_AGO, {ACCEL_SECOND: Rate(num_pico, den)})
+    sheet = Sheet(sku, REGION, "USD", LONG_AGO, {ACCEL_SECOND: Rate(num_pico, den), **FREE_TOKENS})
     services.sheet_publish(sheet=sheet, actor="t")
     return sheet
 

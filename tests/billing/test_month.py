@@ -33,7 +33,7 @@ from kernel.ids import derived_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, KTPM_DAY, OUT, ClockWindow, Rate, Sheet
 from kernel.usage import UsageEvent
 from tenants import outbox
-from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
+from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour
 
 CHANGE = datetime(2033, 11, 16, tzinfo=UTC)
 
@@ -60,9 +60,15 @@ class Month:
         self.old = shared_sheet(f"{release}:shared", 600_000, LONG_AGO)
         self.new = shared_sheet(f"{release}:shared", 500_000, CHANGE)
         self.dedicated = Sheet(
-            f"{release}:dedicated:cpu", REGION, "USD", LONG_AGO, {ACCEL_SECOND: Rate(35 * UNIT // 100, 3600)}
+            f"{release}:dedicated:cpu",
+            REGION,
+            "USD",
+            LONG_AGO,
+            {ACCEL_SECOND: Rate(35 * UNIT // 100, 3600), **FREE_TOKENS},
         )
-        self.reserved = Sheet(f"{release}:reserved", REGION, "USD", LONG_AGO, {KTPM_DAY: Rate(UNIT // 5)})
+        self.reserved = Sheet(
+            f"{release}:reserved", REGION, "USD", LONG_AGO, {KTPM_DAY: Rate(UNIT // 5), **FREE_TOKENS}
+        )
         for sheet in (self.old, self.new, self.dedicated, self.reserved):
             services.sheet_publish(sheet=sheet, actor="t")
         self.endpoint, self.deployment, self.pod = uuid4(), uuid4(), uuid4()

@@ -11,7 +11,7 @@ from kernel.clock import utcnow
 from kernel.pricing import KTPM_DAY, Rate, Sheet
 from kernel.problems import Problem
 from tenants import outbox
-from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
+from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour
 
 DAY_PRICE = 2 * UNIT // 10
 
@@ -22,7 +22,7 @@ def at(text: str) -> datetime:
 
 def sell(berth: Harbour, pico: int = DAY_PRICE, *, effective_from: datetime = LONG_AGO) -> Sheet:
     sku = berth.sku.replace(":shared", ":reserved")
-    sheet = Sheet(sku, REGION, "USD", effective_from, {KTPM_DAY: Rate(pico)})
+    sheet = Sheet(sku, REGION, "USD", effective_from, {KTPM_DAY: Rate(pico), **FREE_TOKENS})
     services.sheet_publish(sheet=sheet, actor="t")
     return sheet
 

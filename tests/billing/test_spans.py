@@ -314,7 +314,11 @@ def test_a_hold_without_the_money_or_a_price_is_refused_and_places_nothing(datab
         place(berth, sheet, deployment)
     assert (raised.value.type.code, raised.value.extra["missing"]) == ("insufficient_balance", "0.000000000001")
     with pytest.raises(Problem, match="unrated"):
-        place(berth, Sheet("none", REGION, "USD", NOON, {}), deployment)
+        place(berth, Sheet("none:dedicated:cpu", REGION, "USD", NOON, {}), deployment)
+    tokens_forgotten = Sheet(f"{uuid4()}:dedicated:cpu", REGION, "USD", NOON, {ACCEL_SECOND: Rate(1)})
+    services.sheet_publish(sheet=tokens_forgotten, actor="t")
+    with pytest.raises(Problem, match="no price for in_hit, in_miss, out in USD"):
+        place(berth, tokens_forgotten, deployment)
     assert berth.held() == {}
 
 

@@ -11,17 +11,18 @@ from uuid import uuid4
 import pytest
 from django.core.management import CommandError, call_command
 
+from billing import services
 from billing.invoicing import invoice_draft
 from billing.models import Invoice, PriceSheet
 from billing.selectors import balance_for
-from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated
+from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated, skus_on_sale
 from inference.pools import pool_ensure_local
 from kernel import ids
 from kernel.clock import month_of, utcnow
-from kernel.pricing import OUT, Package, Rate, Sheet
+from kernel.pricing import ACCEL_SECOND, OUT, Package, Rate, Sheet
 from tenants.selectors import quota_limit
 from tenants.services import tenant_create
-from tests.billing.harbour import REGION, UNIT, Harbour, harbour, one
+from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour, one
 
 
 def billing(*arguments: object, actor: str = "ann") -> str:
@@ -126,3 +127,13 @@ def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(local_pool: Non
     out = StringIO()
     call_command("check", deploy=True, databases=["default"], stderr=out)
     assert f"{sku} is not on sale in JPY" in out.getvalue()
+
+
+def test_only_what_is_priced_whole_is_on_sale(database: None) -> None:
+    sku = f"{uuid4()}:dedicated:cpu"
+    kobe, nara = (tenant_create(name=name, currency="JPY") for name in ("Kobe", "Nara"))
+    for tenant, meters in ((kobe, {ACCEL_SECOND: Rate(1)}), (nara, {ACCEL_SECOND: Rate(1), **FREE_TOKENS})):
+        sheet = Sheet(sku, REGION, "JPY", LONG_AGO, meters, tenant_id=str(tenant.id))
+        services.sheet_publish(sheet=sheet, actor="t")
+    assert skus_on_sale([sku], kobe) == []
+    assert skus_on_sale([sku], nara) == [sku]

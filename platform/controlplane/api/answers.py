@@ -1,5 +1,6 @@
 """How the provisioning API spells objects: public ids, decimal strings, ISO instants in UTC."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -53,8 +54,8 @@ def endpoint(view: EndpointView, reader: UUID) -> dict[str, Any]:
     }
 
 
-def release(view: ReleaseView) -> dict[str, Any]:
-    """A release of the catalogue and where it can run."""
+def release(view: ReleaseView, *, skus: Sequence[str]) -> dict[str, Any]:
+    """A release of the catalogue, where it can run, and as which SKUs it is on sale."""
     return {
         "id": view.release.id,
         "repository": view.release.repo,
@@ -81,7 +82,7 @@ def release(view: ReleaseView) -> dict[str, Any]:
             }
             for recipe in view.recipes
         ],
-        "skus": sorted(view.skus.values()),
+        "skus": list(skus),
         "reservable": {
             "min_tpm": view.offer.min_tpm,
             "total_tpm": view.offer.total_tpm,

@@ -29,6 +29,7 @@ from controlplane.api.serializers import (
     Revocation,
     UsageMonth,
 )
+from controlplane.listings import skus_on_sale
 from inference import selectors as inference
 from inference import services
 from inference.access import access_endpoint
@@ -79,12 +80,15 @@ def _accepted(request: Request, endpoint: Endpoint) -> Response:
 
 
 class ReleaseList(APIView):
-    """The catalogue: what can be berthed, on which pools, and its SKUs."""
+    """The catalogue: what can be berthed, on which pools, and the SKUs that are on sale to this tenant."""
 
     @extend_schema(operation_id="release_list", responses=OBJECT)
     def get(self, request: Request) -> Response:
         views = inference.release_list(settings.REGION)
-        return Response({"releases": [answers.release(view) for view in views]})
+        tenant = tenant_get(principal(request).tenant_id)
+        return Response(
+            {"releases": [answers.release(view, skus=skus_on_sale(view.skus.values(), tenant)) for view in views]}
+        )
 
 
 class EndpointList(APIView):

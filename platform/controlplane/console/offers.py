@@ -115,7 +115,7 @@ def _dedicated_quote(tenant: Tenant, release: str, region: str, accelerator: str
     sheet = sheet_now(tenant, sku_of(release, Rung.DEDICATED, placement.pool.accelerator), region)
     accelerators = placement.recipe.cards * replicas
     per_hour, held = time_cost(sheet, HOUR_S * accelerators), time_cost(sheet, HOLD_S * accelerators)
-    if sheet is None or per_hour is None or held is None:
+    if sheet is None or sheet.unrated() or per_hour is None or held is None:
         return replace(nothing, refusal=_("No price is in force for this release on this accelerator."))
     return replace(
         nothing,
@@ -141,7 +141,7 @@ def _reserved_quote(tenant: Tenant, release: str, region: str, tpm: int) -> Quot
         return replace(nothing, refusal=sentence % {"free": offer.free_tpm})
     sheet = sheet_now(tenant, sku_of(release, Rung.RESERVED, ""), region)
     per_day = reserved_day_cost(sheet, tpm)
-    if sheet is None or per_day is None:
+    if sheet is None or sheet.unrated() or per_day is None:
         return replace(nothing, refusal=_("No price is in force for a reservation of this release."))
     return replace(
         nothing,

@@ -59,7 +59,7 @@ def price_list(tenant: Tenant, skus: Iterable[str], region: str) -> tuple[Price,
     prices: list[Price] = []
     for sku in sorted(skus):
         sheet = sheet_now(tenant, sku, region)
-        if sheet is not None:
+        if sheet is not None and not sheet.unrated():
             prices.extend(_prices(sheet))
     return tuple(prices)
 
