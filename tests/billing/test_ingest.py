@@ -100,7 +100,9 @@ def test_fault_17_events_in_reverse_order_are_all_booked(database: None) -> None
     assert berth.posted()["revenue"] == 5 * COST
 
 
-def test_fault_17_a_correction_before_its_original_is_refused_and_applies_once_that_is_booked(database: None) -> None:
+def test_fault_17_an_operators_correction_before_its_original_is_refused_and_applies_once_that_is_booked(
+    database: None,
+) -> None:
     berth = harbour()
     berth.hold(UNIT)
     event = berth.event()

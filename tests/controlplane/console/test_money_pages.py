@@ -15,6 +15,7 @@ from billing.invoicing import drafts_update, invoice_draft, invoice_issue
 from billing.models import Invoice, LedgerAccount
 from billing.models import UsageEvent as EventRow
 from billing.selectors import balance_for
+from billing.services import sheet_publish
 from billing.settling import credit_note_issue
 from billing.spans import facts_take, slices_rate
 from controlplane import usage
@@ -28,7 +29,7 @@ from inference.services import endpoint_create
 from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.money import PICO
-from kernel.pricing import IN_MISS, OUT
+from kernel.pricing import ACCEL_SECOND, IN_MISS, OUT, Rate, Sheet
 from tenants.outbox import publish
 from tenants.services import api_key_create
 from tests.controlplane.console.conftest import Person
@@ -86,6 +87,20 @@ def test_the_form_says_what_it_costs_and_what_is_held_before_anything_starts(per
 def test_a_quote_says_when_the_balance_is_too_small(person, prices):
     page = person.get(f"/endpoints/quote?release=tiny-deepseek&region={settings.REGION}&replicas=1")
     assert "does not cover the first hour" in page.content.decode()
+
+
+def test_what_is_not_priced_whole_is_neither_quoted_nor_deployed(person, prices):
+    give(person, 20 * PICO)
+    assert "Dedicated, an hour of" in person.get("/catalogue").content.decode()
+    start = month_of(utcnow())[0]
+    meters = {ACCEL_SECOND: Rate(1)}
+    sheet = Sheet(DEDICATED, settings.REGION, "USD", start, meters, tenant_id=str(person.tenant.id))
+    sheet_publish(sheet=sheet, actor="test")
+    page = person.get(f"/endpoints/quote?release=tiny-deepseek&region={settings.REGION}&replicas=1").content.decode()
+    assert "No price is in force for this release on this accelerator." in page
+    assert "Dedicated, an hour of" not in person.get("/catalogue").content.decode()
+    assert "No price is in force" in deploy(person).content.decode()
+    assert not Endpoint.objects.filter(tenant=person.tenant).exists()
 
 
 def test_deploying_holds_the_hour_and_leads_to_the_endpoints_page(person, prices):
