@@ -19,12 +19,14 @@ from django.conf import settings
 from django.db import Error, connection, transaction
 from django.db.models.functions import Now
 
-from billing import ledger
+from billing import holds, ledger
 from billing.advisory import alone
 from billing.ingest import Ingested, Journalled, events_ingest
 from billing.models import GatewayJournal
-from kernel.clock import from_ms
+from kernel.clock import from_ms, utcnow
+from kernel.problems import CONFLICT, NOT_FOUND, Problem
 from tenants import outbox
+from tenants.services import audit_write
 
 log = logging.getLogger(__name__)
 # Behind a backlog a page is one transaction per tenant in it: the more records share one, the less each costs.
@@ -135,6 +137,27 @@ def alarms_log() -> int:
     return len(rows)
 
 
+@transaction.atomic
+def boot_forget(*, gateway_id: str, boot_id: UUID, actor: str) -> int:
+    """Wait no longer for a boot whose disk is lost; how many of its records are booked.
+
+    What else it journalled is never billed, unless the disk is found after all. Problems: not_found; conflict (it
+    was heard of within ten minutes).
+    """
+    row = GatewayJournal.objects.filter(gateway_id=gateway_id, boot_id=boot_id, closed_seq=None)
+    known = row.select_for_update().first()
+    if known is None:
+        raise Problem(NOT_FOUND, f"{gateway_id} has no boot {boot_id} that is waited for")
+    if known.seen_at > utcnow() - holds.GRACE:
+        raise Problem(
+            CONFLICT, f"{gateway_id} was heard of at {known.seen_at.isoformat()}; stop it and wait 10 minutes"
+        )
+    row.update(closed_seq=known.pulled_seq, closed_at=Now())
+    detail = {"gateway": gateway_id, "boot": str(boot_id), "booked": known.pulled_seq}
+    audit_write(actor=actor, tenant_id=None, action="journal.forgotten", detail=detail)
+    return known.pulled_seq
+
+
 def _report(answer: dict[str, Any]) -> Report:
     try:
         gateway_id = str(answer["gateway_id"])
@@ -153,7 +176,7 @@ def _boot_pull(gateway: Gateway, boot: Boot, total: Ingested) -> bool:
     try:
         while True:
             if boot.closed and at >= boot.head:
-                row.filter(closed_seq=None).update(closed_seq=boot.head, closed_at=Now())
+                row.exclude(closed_seq=boot.head).update(closed_seq=boot.head, closed_at=Now())
             batch = _page(gateway, boot, at)
             if not batch:
                 return True

@@ -11,9 +11,10 @@ from uuid import uuid4
 import pytest
 from django.core.management import CommandError, call_command
 
-from billing import services
+from billing import holds, services
 from billing.invoicing import invoice_draft
-from billing.models import Invoice, PriceSheet
+from billing.meter import gateway_pull
+from billing.models import GatewayJournal, Invoice, PriceSheet
 from billing.selectors import balance_for
 from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated, skus_on_sale
 from inference.pools import pool_ensure_local
@@ -23,6 +24,7 @@ from kernel.pricing import ACCEL_SECOND, OUT, Package, Rate, Sheet
 from tenants.selectors import quota_limit
 from tenants.services import tenant_create
 from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour, one
+from tests.billing.journal import listener
 
 
 def billing(*arguments: object, actor: str = "ann") -> str:
@@ -103,6 +105,26 @@ def test_prices_and_quotas_are_set_by_hand(database: None, tmp_path: Path) -> No
         billing("facts", uuid4())
     with pytest.raises(CommandError, match="resource is one of"):
         billing("quota", berth.tenant_id, "moons", 3)
+
+
+def test_a_boot_whose_disk_is_lost_is_waited_for_no_longer(database: None) -> None:
+    with listener() as (world, gateway):
+        world.add(2)
+        gateway_pull(gateway)
+        boot = world.berth.gateway_id, world.berth.boot_id
+        with pytest.raises(CommandError, match="was heard of at"):
+            billing("forget", *boot)
+        GatewayJournal.objects.filter(boot_id=boot[1]).update(seen_at=utcnow() - timedelta(minutes=11))
+        assert billing("forget", *boot) == "2 records are booked, no more is waited for"
+        assert not GatewayJournal.objects.exclude(holds.PULLED).filter(boot_id=boot[1]).exists()
+        assert one("SELECT count(*) FROM audit_log WHERE detail ->> 'boot' = %s", str(boot[1])) == 1
+        with pytest.raises(CommandError, match="has no boot"):
+            billing("forget", *boot)
+        # The disk is found after all.
+        world.add(1)
+        world.closed = True
+        assert gateway_pull(gateway).booked == 1
+        assert GatewayJournal.objects.get(boot_id=boot[1]).closed_seq == 3
 
 
 @pytest.fixture

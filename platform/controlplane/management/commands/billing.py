@@ -15,6 +15,7 @@ from django.core.management.base import BaseCommand, CommandError
 from billing import months, selectors
 from billing.access import access_invoice
 from billing.invoicing import invoice_issue
+from billing.meter import boot_forget
 from billing.models import Invoice, Operation
 from billing.operations import operation_approve, operation_ask, operation_refuse
 from billing.packages import package_buy
@@ -65,6 +66,7 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "tenant": _tenant,
     "invoice": UUID,
     "operation": UUID,
+    "boot": UUID,
     "limit": int,
     "counts": json.loads,
     "file": Path,
@@ -123,6 +125,11 @@ def _facts(options: Options) -> str:
     invoice = Invoice.objects.filter(id=options["invoice"]).first()
     tenant_id = invoice.tenant_id if invoice else UUID(int=0)
     return selectors.invoice_facts_csv(access_invoice(tenant_id=tenant_id, invoice_id=options["invoice"]))
+
+
+def _forget(options: Options) -> str:
+    booked = boot_forget(gateway_id=options["gateway"], boot_id=options["boot"], actor=options["actor"])
+    return f"{booked} records are booked, no more is waited for"
 
 
 def _unrated(_: Options) -> str:
@@ -193,5 +200,6 @@ ACTS = {
     "facts": Act("an invoice's rated events as CSV", ("invoice",), _facts),
     "price": Act("publish a price sheet from a JSON file", ("file",), _price),
     "unrated": Act("list what is offered without a price", (), _unrated),
+    "forget": Act("wait no longer for a gateway's boot whose disk is lost", ("gateway", "boot"), _forget),
     "quota": Act("set how much a tenant may hold", ("tenant", "resource", "limit"), _quota),
 }
