@@ -50,14 +50,14 @@ def verify(header: str, body: bytes, *, secret: str, now: datetime | None) -> No
 def parse(body: bytes) -> Notice:
     """The notice in a body. Unbelievable where a field is absent or malformed."""
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode())
         notice = Notice(
             notice_id=_word(value["id"]),
-            type=value["type"],
+            type=_word(value["type"]),
             payment=_word(value["payment"]),
-            tenant_id=ids.decode(ids.TENANT, value["tenant"]),
-            currency=value["currency"],
-            amount_pico=money.parse(value["amount"]),
+            tenant_id=ids.decode(ids.TENANT, _word(value["tenant"])),
+            currency=_word(value["currency"]),
+            amount_pico=money.parse(_word(value["amount"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Unbelievable(f"id, type, payment, tenant, currency and amount are wanted: {error!r}") from error
@@ -70,5 +70,5 @@ def parse(body: bytes) -> Notice:
 
 def _word(value: str) -> str:
     if not re.fullmatch(r"[\w.:-]{1,100}", value, re.ASCII):
-        raise ValueError("an id has 1 to 100 letters, digits and _ . : -")
+        raise ValueError("a word has 1 to 100 letters, digits and _ . : -")
     return value

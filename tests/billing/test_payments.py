@@ -70,6 +70,14 @@ def test_fault_23_a_refund_that_overtakes_its_payment_waits_for_it(database: Non
     assert berth.posted() == {}
 
 
+def test_refunds_that_wait_forever_keep_no_payment_waiting(database: None) -> None:
+    berth = harbour(money=0)
+    send(notice(berth, payment=pay(), kind="payment.refunded"))
+    send(notice(berth, payment=pay()))
+    assert payments.notices_take(limit=1) == 1
+    assert berth.posted() == {"prepaid": 25 * UNIT}
+
+
 def test_what_contradicts_a_payment_goes_to_quarantine_and_the_first_stands(database: None) -> None:
     berth, payment = harbour(money=0), pay()
     send(notice(berth, payment=payment))
@@ -102,6 +110,11 @@ def test_only_a_fresh_signature_of_the_very_body_is_believed(database: None) -> 
         notice(berth, payment="a b"),
         notice(berth, payment=pay(), amount="-1"),
         notice(berth, payment=pay(), kind="payment.disputed"),
+        notice(berth, payment=pay(), type=[]),
+        notice(berth, payment=pay(), tenant=3),
+        notice(berth, payment=pay(), amount=3),
+        notice(berth, payment=pay(), currency={}),
+        notice(berth, payment=pay()).decode().encode("utf-16"),
         notice(berth, payment=pay(), tenant="ten_x"),
     ):
         assert send(wrong).status_code == 400
