@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from inference.gateway.core.members import Unreadable, read, splice
-from inference.gateway.core.request import Call, Usage, bad, check_names, flag, text_of, whole, words
+from inference.gateway.core.request import Call, Usage, bad, check_names, check_size, flag, text_of, whole, words
 from kernel.problems import INVALID_JSON, Problem
 
 _COUNTED = words("model messages system tools tool_choice thinking output_config cache_control")
@@ -19,7 +19,7 @@ _ALLOWED = _COUNTED | words(
 )
 _COUNTABLE = _ALLOWED - words("stream")
 _SAME = ("temperature", "top_p", "top_k")
-_TOOL_CHOICES: dict[object, object] = {"auto": "auto", "any": "required", "none": "none"}
+_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _SUPPORTED = "text, thinking, redacted_thinking, tool_use and tool_result"
 
 Json = dict[str, Any]
@@ -143,15 +143,21 @@ def _blocks(content: object, where: str, kinds: set[str]) -> list[Json]:
     if not isinstance(content, list):
         raise bad(where, f"`{where}` is a string or a list of content blocks.")
     for block in content:
-        kind = block.get("type") if isinstance(block, dict) else None
+        kind = _type(block)
         if kind not in kinds:
             raise bad(
                 where,
-                f"`{where}` holds a block of type {str(kind)[:40]!r}; {_SUPPORTED} are understood, each in its place.",
+                f"`{where}` holds a block of type {kind[:40]!r}; {_SUPPORTED} are understood, each in its place.",
             )
         if kind == "text" and not isinstance(block.get("text"), str):
             raise bad(where, f"`{where}` holds a text block without text.")
     return content
+
+
+def _type(value: object) -> str:
+    """An object's `type`; "" where it has none that is a string."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _stop(body: Json) -> Json:
@@ -172,7 +178,7 @@ def _tools(body: Json) -> Json:
     chat: Json = {"tools": [_tool(tool) for tool in tools]}
     if choice is None:
         return chat
-    kind = choice.get("type") if isinstance(choice, dict) else None
+    kind = _type(choice)
     if kind == "tool":
         chat["tool_choice"] = {"type": "function", "function": {"name": str(choice.get("name", ""))}}
     elif kind in _TOOL_CHOICES:
@@ -195,7 +201,7 @@ def _thinking(body: Json, max_tokens: int) -> Json:
     thinking = body.get("thinking")
     if thinking is None:
         return {}
-    kind = thinking.get("type") if isinstance(thinking, dict) else None
+    kind = _type(thinking)
     if kind == "enabled":
         budget = whole(thinking, "budget_tokens")
         if budget is None or budget >= max_tokens:
@@ -221,6 +227,7 @@ def _output(body: Json) -> Json:
     if shape is not None:
         if not isinstance(shape, dict) or shape.get("type") != "json_schema" or "schema" not in shape:
             raise bad("output_config", "`output_config.format` has the type json_schema and a schema.")
+        check_size("output_config", shape)
         chat["response_format"] = {
             "type": "json_schema",
             "json_schema": {"name": "answer", "schema": shape["schema"]},

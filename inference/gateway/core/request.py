@@ -169,6 +169,12 @@ def check_names(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
             raise bad(name[:100], f"`{name[:100]}` is not a parameter of this route; remove it.")
 
 
+def check_size(name: str, shape: object) -> None:
+    """What describes an answer's shape is compiled by the engine before its first token, so it is bounded."""
+    if shape is not None and len(orjson.dumps(shape)) > MAX_SHAPE_BYTES:
+        raise bad(name, f"`{name}` is at most {MAX_SHAPE_BYTES} bytes.")
+
+
 def text_of(body: Mapping[str, Any], name: str) -> str:
     """A member that is a string and not empty."""
     value = body.get(name)
@@ -213,8 +219,7 @@ def _check_shapes(body: Mapping[str, Any]) -> None:
     if isinstance(structured, dict) and structured.keys() - {"json", "json_object", "choice"}:
         raise bad("structured_outputs", "structured_outputs holds json, json_object or choice, no regex or grammar.")
     for name in ("structured_outputs", "response_format"):
-        if body.get(name) is not None and len(orjson.dumps(body[name])) > MAX_SHAPE_BYTES:
-            raise bad(name, f"`{name}` is at most {MAX_SHAPE_BYTES} bytes.")
+        check_size(name, body.get(name))
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
