@@ -42,9 +42,16 @@ def orphans_delete(cluster: Cluster, snapshot: Snapshot) -> list[Ref]:
 def _workloads(snapshot: Snapshot, before: datetime) -> Iterator[tuple[Ref, tuple[UUID, UUID]]]:
     """Objects of deployments that are older than that, each with its tenant's and its deployment's id."""
     for item in snapshot.objects:
-        deployment_id, tenant = deployment_id_of(item), item["metadata"].get("labels", {}).get(TENANT_LABEL)
-        if deployment_id and tenant and _created_at(item, before) < before:
-            yield Ref.of(item), (ids.decode(ids.TENANT, tenant), deployment_id)
+        deployment_id, tenant_id = deployment_id_of(item), _tenant_id_of(item)
+        if deployment_id and tenant_id and _created_at(item, before) < before:
+            yield Ref.of(item), (tenant_id, deployment_id)
+
+
+def _tenant_id_of(item: Object) -> UUID | None:
+    try:
+        return ids.decode(ids.TENANT, item["metadata"].get("labels", {}).get(TENANT_LABEL, ""))
+    except ValueError:
+        return None
 
 
 def _created_at(item: Object, unknown: datetime) -> datetime:
