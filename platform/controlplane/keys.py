@@ -9,8 +9,8 @@ from uuid import UUID
 from django.db import transaction
 from redis.exceptions import RedisError
 
-from controlplane.projection import cut_streams, key_record, project_key, seed_spend
-from kernel.wire import KeyRecord
+from controlplane.projection import cut_streams, key_record, project_key, seed_spend, spend_forget
+from kernel.wire import KeyRecord, spend_at_endpoint
 from tenants import services
 from tenants.models import ApiKey, Role
 from tenants.permissions import check_scopes
@@ -61,6 +61,8 @@ def key_limit(*, key: ApiKey, limits: Mapping[str, int], actor: str) -> ApiKey:
     """Change some of a key's limits: after commit they hold from the next request on, at every gateway."""
     limited = services.api_key_limit(key=key, limits=limits, actor=actor)
     _carry([limited])
+    if not limited.spend_cap_pico:
+        transaction.on_commit(partial(_forget, str(limited.id)))
     return limited
 
 
@@ -68,6 +70,8 @@ def endpoint_cap(*, tenant_id: UUID, endpoint_id: str, cap_pico: int, actor: str
     """Cap what a tenant spends at an endpoint in a month, its own or a shared one; 0 takes the cap away."""
     keys = services.endpoint_cap_set(tenant_id=tenant_id, endpoint_id=endpoint_id, cap_pico=cap_pico, actor=actor)
     _carry(keys)
+    if not cap_pico:
+        transaction.on_commit(partial(_forget, spend_at_endpoint(tenant_id, endpoint_id)))
 
 
 def key_revoke(*, key: ApiKey, actor: str, cut: bool = False) -> ApiKey:
@@ -88,6 +92,13 @@ def _carry(keys: Sequence[ApiKey]) -> None:
         except RedisError as error:
             log.warning("the spend of key %s is not counted yet: %s", record.public_id, error)
         transaction.on_commit(partial(_project, record))
+
+
+def _forget(whose: str) -> None:
+    try:
+        spend_forget(whose)
+    except RedisError as error:
+        log.warning("the spend of %s is still counted: %s", whose, error)
 
 
 def _project(record: KeyRecord, *, cut: bool = False) -> None:

@@ -102,6 +102,11 @@ def seed_spend(record: wire.KeyRecord) -> None:
             client().set(name, spent, nx=True, exat=int(end.timestamp()) + wire.KEPT_S)
 
 
+def spend_forget(whose: str) -> None:
+    """End this month's counter of a cap that is gone: it runs no more, so a cap set anew must not go on from it."""
+    client().delete(wire.spend(whose, wire.month(utcnow())))
+
+
 def project_route(endpoint_id: UUID) -> None:
     """Write one endpoint's route; one whose delete was asked for is left to `remove_route`."""
     record = inference.route_get(endpoint_id)

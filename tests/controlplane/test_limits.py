@@ -97,6 +97,23 @@ def test_a_cap_counts_from_the_months_beginning_and_an_empty_redis_is_seeded(
     assert record(gateways, key.public_id).endpoint_caps_pico == {}
 
 
+def test_a_cap_taken_away_and_set_again_counts_what_was_spent_between(gateways: "redis.Redis[bytes]") -> None:
+    harbour = build()
+    key, _ = services.api_key_create(tenant_id=harbour.tenant_id, name="k", actor="t")
+    start, _ = month_of(utcnow())
+    counters = [
+        wire.spend(whose, wire.month(start))
+        for whose in (str(key.id), wire.spend_at_endpoint(harbour.tenant_id, "ep_1"))
+    ]
+    for cap_pico in (10**12, 0, 10**12):
+        keys.key_limit(key=key, limits={"spend_cap_pico": cap_pico}, actor="t")
+        keys.endpoint_cap(tenant_id=harbour.tenant_id, endpoint_id="ep_1", cap_pico=cap_pico, actor="t")
+        if not cap_pico:
+            event = harbour.event(api_key_id=key.id, endpoint_id="ep_1")
+            harbour.ingest(event)
+    assert [int(gateways.get(name) or 0) for name in counters] == [event.quoted_pico] * 2
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_revocation_asks_for_a_cut_only_where_told(gateways: "redis.Redis[bytes]", cut: bool) -> None:
     api = Api(["manage"])
