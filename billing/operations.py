@@ -9,8 +9,8 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 
-from billing import corrections, scoped, services
-from billing.models import LedgerTx, Operation, PriceSheet, RatedLine, UsageEvent
+from billing import corrections, scoped, services, settling
+from billing.models import Invoice, LedgerTx, Operation, PriceSheet, RatedLine, UsageEvent
 from billing.models.operations import DONE, REFUSED, WAITING
 from kernel import money
 from kernel.clock import utcnow
@@ -42,7 +42,8 @@ def operation_ask(*, action: str, arguments: Arguments, actor: str) -> Operation
     """Do an operator's act; above the limit keep it for a second person instead, and return it.
 
     `action` is topup or grant {tenant_id, amount, idem_key}, credit {the same, scope, value, expires_at},
-    reverse {tx_id}, correct {event_id, counts, reason}; amounts are decimal strings, instants ISO 8601.
+    reverse {tx_id}, correct {event_id, counts, reason}, pay {invoice_id, received}; amounts are decimal strings,
+    instants ISO 8601.
     Problems: invalid_parameter, not_found, and those of the act itself.
     """
     if action not in ACTIONS:
@@ -147,6 +148,13 @@ def _correction_worth(arguments: Arguments) -> Worth:
     return Worth(event.tenant_id, PriceSheet.objects.get(sha256=event.sheet_id).currency, amount)
 
 
+def _payment_worth(arguments: Arguments) -> Worth:
+    invoice = Invoice.objects.filter(id=UUID(arguments["invoice_id"])).first()
+    if invoice is None:
+        raise Problem(NOT_FOUND, f"there is no invoice {arguments['invoice_id']}")
+    return Worth(invoice.tenant_id, invoice.currency, money.parse(arguments["received"]))
+
+
 def _topup(worth: Worth, arguments: Arguments, actor: str) -> object:
     return services.topup(
         tenant_id=worth.tenant_id,
@@ -199,10 +207,15 @@ def _correct(worth: Worth, arguments: Arguments, actor: str) -> object:
     )
 
 
+def _pay(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return settling.invoice_pay(invoice_id=UUID(arguments["invoice_id"]), received_pico=worth.amount_pico, actor=actor)
+
+
 ACTIONS = {
     "topup": Action(_money_worth, _topup),
     "grant": Action(_money_worth, _grant),
     "credit": Action(_credit_worth, _credit),
     "reverse": Action(_reversal_worth, _reverse),
     "correct": Action(_correction_worth, _correct),
+    "pay": Action(_payment_worth, _pay),
 }

@@ -11,6 +11,7 @@ from billing.models import LedgerTx, Operation
 from billing.operations import operation_approve, operation_ask, operation_refuse
 from kernel.problems import Problem
 from tests.billing.harbour import UNIT, Harbour, harbour, run
+from tests.billing.test_corrections import issued
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,20 @@ def test_a_top_up_is_reversed_by_two(database: None) -> None:
     assert berth.posted() == {}
 
 
+def test_what_was_received_for_an_invoice_is_booked_by_two(database: None) -> None:
+    berth = harbour()
+    invoice, _ = issued(berth)
+    before = berth.posted()
+    arguments = {"invoice_id": str(invoice.id), "received": "0.04"}
+    operation = waiting(operation_ask(action="pay", arguments=arguments, actor="ann"))
+    invoice.refresh_from_db()
+    assert (invoice.status, berth.posted()) == ("issued", before)
+    operation_approve(operation_id=operation, actor="bob")
+    invoice.refresh_from_db()
+    assert invoice.status == "paid"
+    assert berth.posted()["prepaid"] == before["prepaid"] + 4 * UNIT // 100
+
+
 def test_fault_66_two_admins_refund_the_same_line_and_the_second_is_refused(database: None, settings: Any) -> None:
     settings.TWO_PERSON_ABOVE = "0.00001"
     berth = harbour()
@@ -92,6 +107,7 @@ def test_fault_66_two_admins_refund_the_same_line_and_the_second_is_refused(data
         ("topup", {"tenant_id": str(uuid4()), "amount": "1", "idem_key": "k"}, "no tenant"),
         ("reverse", {"tx_id": str(uuid4())}, "no transaction"),
         ("correct", {"event_id": str(uuid4()), "counts": {}}, "no usage event"),
+        ("pay", {"invoice_id": str(uuid4()), "received": "1"}, "no invoice"),
     ],
 )
 def test_an_act_that_cannot_be_says_why(database: None, action: str, arguments: dict[str, Any], says: str) -> None:

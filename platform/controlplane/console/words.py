@@ -156,6 +156,7 @@ TRANSACTIONS = {
     "promo": _("Promotional credit"),
     "promo_reversal": _("Promotional credit reversed"),
     "payment": _("Payment"),
+    "credit": _("Promotional credit"),
     "rounding": _("Rounding"),
     "correction": _("Correction"),
 }
@@ -191,6 +192,8 @@ OPERATIONS = {
     "grant": _("Promotional credit"),
     "reverse": _("Reversal"),
     "correct": _("Correction of usage"),
+    "credit": _("Promotional credit"),
+    "pay": _("Payment"),
 }
 METER_OK, METER_LATE = _good(_("Up to date")), _warning(_("Behind"))
 

@@ -16,6 +16,8 @@ from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.money import PICO
 from tenants.models import AuditLog, Quota, Tenant
+from tests.billing.harbour import harbour
+from tests.billing.test_corrections import issued
 from tests.conftest import as_role
 from tests.controlplane.console.conftest import Person
 from tests.controlplane.console.markup import Markup
@@ -165,6 +167,18 @@ def test_an_invoice_act_that_is_not_possible_is_said_and_changes_nothing(operato
         assert said in operator.get("/operator/invoices").content.decode()
     assert Invoice.objects.get(tenant=tenant).status == "draft"
     assert operator.post(f"/operator/invoices/{invoice_id}", {"act": "burn"}).status_code == 400
+
+
+def test_a_large_payment_of_an_invoice_waits_for_a_second_person(operator, settings):
+    settings.TWO_PERSON_ABOVE = "0.01"
+    berth = harbour()
+    invoice, _ = issued(berth)
+    before = berth.posted()
+    operator.post(f"/operator/invoices/{ids.encode(ids.INVOICE, invoice.id)}", {"act": "pay", "received": "0.04"})
+    assert "waits for a second person" in operator.get("/operator/invoices").content.decode()
+    assert Operation.objects.get(tenant_id=berth.tenant_id).action == "pay"
+    invoice.refresh_from_db()
+    assert (invoice.status, berth.posted()) == ("issued", before)
 
 
 def test_a_pool_shows_its_capacity_and_who_holds_it(operator, person, pool):

@@ -15,9 +15,11 @@ from django.views.decorators.http import require_POST, require_safe
 
 from billing import books
 from billing.invoicing import invoice_issue
+from billing.models import Operation
+from billing.models.operations import WAITING
 from billing.operations import operation_approve, operation_ask, operation_refuse
 from billing.selectors import balance_for
-from billing.settling import credit_note_issue, invoice_pay, invoice_void
+from billing.settling import credit_note_issue, invoice_void
 from controlplane.console import operator as reads
 from controlplane.console import words
 from controlplane.console.forms import MoneyForm
@@ -72,8 +74,7 @@ def money(request: TenantRequest, tenant_id: str) -> HttpResponse:
     except Problem as problem:
         form.add_error(problem.param if problem.param in form.fields else None, problem.detail)
         return _tenant_page(request, found, form)
-    done = _("The amount is booked.") if waits is None else _("The amount waits for a second person's approval.")
-    messages.success(request, done, extra_tags="ok")
+    messages.success(request, _waits() if waits else _("The amount is booked."), extra_tags="ok")
     return redirect("console:operator_tenant", tenant_id)
 
 
@@ -119,25 +120,18 @@ def invoice(request: TenantRequest, invoice_id: str) -> HttpResponse:
     except ValueError as error:
         raise Problem(NOT_FOUND, f"there is no invoice {invoice_id[:40]!r}") from error
     sent = request.POST
+    reason = sent.get("reason", "").replace("\0", "")[:200]
+    payment = {"invoice_id": str(wanted), "received": sent.get("received", "").strip() or "0"}
     acts: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
-        "issue": (invoice_issue, {}, _("The invoice is issued.")),
-        "pay": (
-            invoice_pay,
-            {"received_pico": _amount(sent.get("received", "0"))},
-            _("The invoice is marked as paid."),
-        ),
-        "void": (invoice_void, {"reason": sent.get("reason", "").replace("\0", "")[:200]}, _("The invoice is void.")),
-        "credit": (credit_note_issue, {}, _("The credit note is issued.")),
+        "issue": (invoice_issue, {"invoice_id": wanted}, _("The invoice is issued.")),
+        "pay": (operation_ask, {"action": "pay", "arguments": payment}, _("The invoice is marked as paid.")),
+        "void": (invoice_void, {"invoice_id": wanted, "reason": reason}, _("The invoice is void.")),
+        "credit": (credit_note_issue, {"invoice_id": wanted}, _("The credit note is issued.")),
     }
     if sent.get("act") not in acts:
         raise Problem(INVALID_PARAMETER, f"act is one of {', '.join(acts)}", param="act")
     service, arguments, done = acts[sent["act"]]
-    return _said(
-        request,
-        lambda: service(invoice_id=wanted, actor=actor(request), **arguments),
-        done,
-        "console:operator_invoices",
-    )
+    return _said(request, lambda: service(actor=actor(request), **arguments), done, "console:operator_invoices")
 
 
 @require_POST
@@ -199,11 +193,8 @@ def _tenant_page(request: TenantRequest, found: Tenant, form: MoneyForm) -> Http
     return show(request, "console/operator/tenant.html", context, status=422 if form.errors else 200)
 
 
-def _amount(text: str) -> int:
-    try:
-        return kernel_money.parse(text.strip() or "0")
-    except ValueError as error:
-        raise Problem(INVALID_PARAMETER, f"received: {error}", param="received") from error
+def _waits() -> str:
+    return _("The amount waits for a second person's approval.")
 
 
 def _resource(name: str) -> str | Promise:
@@ -214,9 +205,10 @@ def _said(request: TenantRequest, act: Callable[[], object], done: str, route: s
     """Do it and say so on the page that the person came from; so is a Problem."""
     try:
         with transaction.atomic():
-            act()
+            found = act()
     except Problem as problem:
         messages.error(request, problem.detail, extra_tags="bad")
     else:
-        messages.success(request, done, extra_tags="ok")
+        waits = isinstance(found, Operation) and found.status == WAITING
+        messages.success(request, _waits() if waits else done, extra_tags="ok")
     return redirect(route, *where)

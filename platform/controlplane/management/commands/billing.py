@@ -20,9 +20,9 @@ from billing.models import Invoice, Operation
 from billing.operations import operation_approve, operation_ask, operation_refuse
 from billing.packages import package_buy
 from billing.services import sheet_publish
-from billing.settling import credit_note_issue, invoice_pay, invoice_void
+from billing.settling import credit_note_issue, invoice_void
 from controlplane.listings import listings_unrated
-from kernel import ids, money
+from kernel import ids
 from kernel.pricing import sheet_from_body
 from kernel.problems import Problem
 from tenants.services import quota_set
@@ -188,9 +188,7 @@ ACTS = {
     "pay": Act(
         "mark an invoice paid; received is 0 where the balance paid",
         ("invoice", "received"),
-        lambda o: _moved(
-            invoice_pay(invoice_id=o["invoice"], received_pico=money.parse(o["received"]), actor=o["actor"])
-        ),
+        lambda o: _ask("pay", o, invoice_id=str(o["invoice"]), received=o["received"]),
     ),
     "void": Act(
         "void an invoice that was credited whole",
