@@ -1,8 +1,9 @@
 """Scoped credit: promotional money for one model or one kind of accelerator, in a purse of its own until it expires.
 
 A purse is named by what it pays for, so that a gateway sees from the SKU alone which of a key's purses it may try;
-the soonest to expire is tried first, the general one last. All of it is lent to the gateways at once: nobody else
-may spend it. What is left at the end goes back to where it came from.
+the soonest to expire is tried first, the general one last. A model's is lent to the gateways at once, whole; an
+accelerator's waits for the holds of dedicated time, which no gateway takes. What is left at the end goes back to
+where it came from.
 """
 
 from datetime import datetime
@@ -21,7 +22,8 @@ from kernel.money import to_string
 from kernel.problems import IDEMPOTENCY_MISMATCH, INVALID_PARAMETER, Problem
 from tenants.services import audit_write, keys_renew
 
-SCOPES = ("model", "accelerator")
+MODEL = "model"
+SCOPES = (MODEL, "accelerator")
 # More than any float has free: take back everything.
 EVERYTHING = 2**62
 
@@ -100,17 +102,17 @@ def credit_list_for(tenant_id: UUID) -> QuerySet[Credit]:
 
 
 def wants() -> list[wire.Want]:
-    """What the lender has to do for scoped credit: lend all of what lives, take back what has expired."""
+    """What the lender has to do for scoped credit: lend all of what pays for models, take back what has expired."""
+    now = utcnow()
     found = Credit.objects.filter(account__posted__gt=0).select_related("account")
-    return [
-        wire.Want(
-            str(credit.tenant_id),
-            credit.account.purse,
-            credit.account.currency,
-            -EVERYTHING if credit.expires_at <= utcnow() else credit.account.available,
-        )
+    amounts = {
+        credit: -EVERYTHING if credit.expires_at <= now else credit.account.available * (credit.scope == MODEL)
         for credit in found
-        if credit.expires_at <= utcnow() or credit.account.available
+    }
+    return [
+        wire.Want(str(credit.tenant_id), credit.account.purse, credit.account.currency, amount)
+        for credit, amount in amounts.items()
+        if amount
     ]
 
 

@@ -106,10 +106,14 @@ def test_what_is_left_goes_back_to_its_source_once_it_expires_also_what_is_lent(
     assert free(gateway_redis, berth, credit) == 0
 
 
-def test_an_accelerators_credit_pays_for_dedicated_time_before_own_money(database: None) -> None:
+def test_an_accelerators_credit_pays_for_dedicated_time_before_own_money(
+    database: None, gateway_redis: "redis.Redis"
+) -> None:
     berth = harbour()
     sheet = dedicated(berth, 36 * UNIT // 10)
     credit = give(berth, "cpu", scope="accelerator", amount=3 * UNIT)
+    for _ in range(2):
+        lender.lender_pass(gateway_redis, region=REGION)
     deployment = uuid4()
     # 3.60 an hour: 3.00 of the credit, 0.60 of own money.
     services.hold_place(
