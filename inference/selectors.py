@@ -240,11 +240,14 @@ def offer_of(carrier: Deployment, *, lock: bool = False) -> Offer | None:
 
     None where its recipe lets nothing.
     """
+    taken = reserved_tpm(carrier.id, lock=lock)
+    if lock:  # before it was ours, its replicas, its recipe or its end may have been changed
+        carrier.refresh_from_db()
     recipe = catalogue().recipes.get(carrier.recipe)
     if recipe is None or recipe.reservable is None:
         return None
-    taken = reserved_tpm(carrier.id, lock=lock)
-    replicas = 0 if carrier.endpoint.paused_at else carrier.replicas
+    ends = carrier.endpoint.paused_at or carrier.endpoint.deletion_requested_at
+    replicas = 0 if ends else carrier.replicas
     return Offer(recipe.reservable.min_tpm, recipe.reservable.tpm_per_replica * replicas, taken)
 
 

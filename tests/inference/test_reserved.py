@@ -2,6 +2,7 @@
 
 import threading
 from datetime import timedelta
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -14,7 +15,8 @@ from inference.core.reserved import FINALIZERS, ReservedRow, decide
 from inference.core.words import Finalizer, Phase
 from inference.models import Deployment, Endpoint, Replica
 from inference.reconciler.run import reconcile
-from inference.selectors import endpoint_get, endpoint_view, release_list, route_get
+from inference.refusals import check_tpm
+from inference.selectors import carrier_of, endpoint_get, endpoint_view, release_list, route_get
 from inference.services import (
     endpoint_delete,
     endpoint_pause,
@@ -24,7 +26,7 @@ from inference.services import (
 )
 from inference.sweep import due, sweep
 from kernel import ids
-from kernel.problems import Problem
+from kernel.problems import NO_POOL_FITS, Problem
 from tenants.models import Outbox, Standing, Tenant
 from tenants.rls import tenant_scope
 from tenants.services import standing_set, tenant_create
@@ -88,6 +90,14 @@ def test_a_reservation_rides_on_the_shared_engines_under_a_name_of_its_own(share
     }
     view = endpoint_view(endpoint)
     assert (view.tpm, view.serving, view.replicas, view.accelerators) == (3000, 1, 1, 0)
+
+
+@pytest.mark.parametrize("change", [endpoint_delete, endpoint_pause, partial(endpoint_scale, replicas=0)])
+def test_shared_engines_that_change_before_they_are_locked_let_nothing(shared, change):
+    read_before = carrier_of(shared.release, REGION)
+    assert read_before is not None
+    change(endpoint=shared, actor="t")
+    assert refused(check_tpm, read_before, 3000).type is NO_POOL_FITS
 
 
 def test_a_reservation_in_sync_is_not_due_and_a_pass_tells_billing_nothing_new(shared, tenant):
