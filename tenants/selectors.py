@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.models import QuerySet
 
 from kernel.clock import utcnow
-from tenants.models import ApiKey, AuditLog, EndpointCap, Invitation, Membership, Quota, Tenant
+from tenants.models import ApiKey, AuditLog, Invitation, Membership, Quota, Tenant
 
 AUDIT_SHOWN = 50
 
@@ -41,11 +41,6 @@ def key_credential(public_id: str) -> KeyCredential | None:
 def api_key_list_for(tenant_id: UUID) -> QuerySet[ApiKey]:
     """A tenant's keys, newest first; revoked ones stay visible."""
     return ApiKey.objects.filter(tenant_id=tenant_id).order_by("-created_at")
-
-
-def endpoint_caps_for(tenant_id: UUID) -> dict[str, int]:
-    """Endpoint id -> the most that the tenant spends there in a month, pico-units."""
-    return dict(EndpointCap.objects.filter(tenant_id=tenant_id).values_list("endpoint_id", "cap_pico"))
 
 
 def membership_list_for(user_id: int | None) -> list[Membership]:

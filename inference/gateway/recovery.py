@@ -16,8 +16,6 @@ from kernel.usage import UsageEvent
 
 log = logging.getLogger(__name__)
 
-CRASHED = "gateway_crash"
-
 
 class InUse(RuntimeError):
     """Another process runs under the same gateway id."""
