@@ -5,11 +5,11 @@ from dataclasses import replace
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import Q, Sum
 
 from billing.core.corrections import TooMuch, reverse
-from billing.models import PriceSheet, RatedLine, UsageEvent
-from billing.posting import Charge, correction_post, tenant_lock
+from billing.models import LedgerEntry, PriceSheet, RatedLine, UsageEvent
+from billing.posting import Charge, correction_post, taken_by, tenant_lock
 from billing.selectors import seconds_rated
 from kernel import usage
 from kernel.ids import new_id
@@ -59,7 +59,9 @@ def usage_correct(*, event_id: UUID, counts: Mapping[str, int], actor: str, reas
         event, lines, "", None, event.payload_sha256(), seconds_before=seconds_before, corrects=original.event_id
     )
     paid_by = next((line.tx_id for line in booked if line.tx_id), None)
-    correction_post(tree=tree, currency=currency, charge=charge, paid_by=paid_by)
+    paid = Q(tx_id=paid_by) | Q(tx__kind="correction", tx__source_id=str(paid_by))
+    taken = taken_by(LedgerEntry.objects.filter(paid)) if paid_by else {}
+    correction_post(tree=tree, currency=currency, charge=charge, taken=taken, source_id=str(paid_by))
     audit_write(
         actor=actor,
         tenant_id=original.tenant_id,

@@ -5,12 +5,12 @@ locks are taken as receipt tree, then accounts by id, then holds, by everybody.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.db.models import OuterRef, Q, Subquery, Sum
+from django.db.models import OuterRef, QuerySet, Subquery, Sum
 
 from billing import ledger
 from billing.bulk import hex_bytes, insert_rows
@@ -119,12 +119,14 @@ def charges_post(*, tree: ReceiptTree, currency: str, charges: Sequence[Charge],
     _leaves_write(tree, [_leaf(charge) for charge in charges] + [(None, body) for body in funding])
 
 
-def correction_post(*, tree: ReceiptTree, currency: str, charge: Charge, paid_by: UUID | None) -> None:
+def correction_post(
+    *, tree: ReceiptTree, currency: str, charge: Charge, taken: Mapping[int, int], source_id: str
+) -> None:
     """Book a correction in the transaction that locked `tree`: its credit raises `posted` and touches no hold.
 
-    The credit goes to the accounts that paid in the transaction `paid_by`, what was spent last first, and
-    never more to one than was taken there and is not given back. What is owed no more (overrun that a top-up
-    settled, a pico of rounding) goes to own money.
+    `taken` says by account what was paid and is not given back: the credit goes there, what was spent last
+    first, and never more to one than that. What is owed no more (overrun that a top-up settled, a pico of
+    rounding) goes to own money.
     """
     accounts = ledger.accounts_lock(tenant_id=tree.tenant_id, currency=currency)
     insert_rows(UsageEvent, [_event_row(charge)])
@@ -136,11 +138,11 @@ def correction_post(*, tree: ReceiptTree, currency: str, charge: Charge, paid_by
             kind="correction",
             idem_key=f"correction:{charge.event.event_id}",
             source_type="usage",
-            source_id=str(paid_by),
+            source_id=source_id,
             effective_at=utcnow(),
         )
         scoped = ledger.scoped_accounts(tenant_id=tree.tenant_id, currency=currency)
-        credited = _credited(-charge.cost, accounts, scoped, paid_by)
+        credited = _credited(-charge.cost, accounts, scoped, taken)
         amounts = credited | {accounts[AccountKind.REVENUE].id: charge.cost}
         ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
         posted[charge.event.event_id] = tx_id
@@ -158,14 +160,13 @@ def _parts(paid: dict[int, int], accounts: Sequence[LedgerAccount]) -> dict[str,
 
 
 def _credited(
-    amount: int, accounts: dict[str, LedgerAccount], scoped: Sequence[LedgerAccount], paid_by: UUID | None
+    amount: int, accounts: dict[str, LedgerAccount], scoped: Sequence[LedgerAccount], taken: Mapping[int, int]
 ) -> dict[int, int]:
     """Account id → its part of a credit, none of them zero; scoped credit gets its own back, expired or not."""
     overrun = accounts[AccountKind.OVERRUN]
     order = [overrun, *reversed([*scoped, *ledger.spending(accounts)])]
-    taken = _taken(paid_by) if paid_by else {}
-    taken[overrun.id] = min(taken.get(overrun.id, 0), -overrun.posted)
-    shares = spread(amount, [taken.get(account.id, 0) for account in order])
+    most = {**taken, overrun.id: min(taken.get(overrun.id, 0), -overrun.posted)}
+    shares = spread(amount, [max(0, most.get(account.id, 0)) for account in order])
     parts = {account.id: share for account, share in zip(order, shares, strict=True) if share}
     rest = amount - sum(shares)
     if rest:
@@ -174,10 +175,9 @@ def _credited(
     return parts
 
 
-def _taken(tx_id: UUID) -> dict[int, int]:
-    """Account → what a usage transaction took from it and no correction has given back."""
-    rows = LedgerEntry.objects.filter(Q(tx_id=tx_id) | Q(tx__kind="correction", tx__source_id=str(tx_id)))
-    sums = rows.values_list("account_id").annotate(total=Sum("amount"))
+def taken_by(entries: "QuerySet[LedgerEntry]") -> dict[int, int]:
+    """Account → what these entries took from it and did not give back."""
+    sums = entries.values_list("account_id").annotate(total=Sum("amount"))
     return {account_id: -int(total) for account_id, total in sums}
 
 

@@ -11,14 +11,14 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, Sum
 
-from billing.models import PriceSheet, RatedLine, UsageEvent
+from billing.models import LedgerEntry, PriceSheet, RatedLine, UsageEvent
 from billing.packages import covered_pico
-from billing.posting import Charge, charges_post, correction_post, tenant_lock
+from billing.posting import Charge, charges_post, correction_post, taken_by, tenant_lock
 from billing.selectors import sheet_for
 from kernel import usage
 from kernel.clock import utcnow
 from kernel.ids import derived_id
-from kernel.pricing import REBATE, rebate
+from kernel.pricing import PACKAGE, REBATE, rebate
 from kernel.pricing import RatedLine as Line
 
 _INSTANT = timedelta(microseconds=1)
@@ -30,13 +30,16 @@ def rebates_post(
 ) -> int:
     """Book what packages, and the tiers in force at the end of a month (or now), still owe on it or gave too much.
 
-    How many events. Tiers count what packages leave.
+    How many events. Tiers count what packages leave. It goes to the accounts that paid for the use: credit that
+    was given does not turn into own money.
     """
     tree = tenant_lock(tenant_id=tenant_id)
     charges = list(_charges(tenant_id, currency, period, now or utcnow()))
     for charge in charges:
         if charge.cost < 0:
-            correction_post(tree=tree, currency=currency, charge=charge, paid_by=None)
+            taken = _taken(charge.event, period)
+            source_id = str(charge.event.subject_id)
+            correction_post(tree=tree, currency=currency, charge=charge, taken=taken, source_id=source_id)
         else:
             charges_post(tree=tree, currency=currency, charges=[charge], source_id="rebates")
     return len(charges)
@@ -90,3 +93,17 @@ def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime], 
             finish="month",
         )
         yield Charge(event, (line,), "", None, event.payload_sha256())
+
+
+def _taken(event: usage.UsageEvent, period: tuple[datetime, datetime]) -> dict[int, int]:
+    """Account → what the month's use of the rebate's SKU took from it, less what came back before."""
+    start, end = period
+    lines = RatedLine.objects.filter(
+        event__tenant_id=event.tenant_id,
+        event__sku=event.sku,
+        event__region=event.region,
+        event__sheet__currency=event.currency,
+        event__started_at__gte=start,
+        event__started_at__lt=end,
+    ).exclude(meter=PACKAGE)
+    return taken_by(LedgerEntry.objects.filter(tx__in=lines.values("tx")))

@@ -9,14 +9,14 @@ from billing import books, months, rebates, tasks
 from billing.corrections import usage_correct
 from billing.ingest import events_ingest
 from billing.models import Invoice, InvoiceLine, UsageEvent
-from billing.services import sheet_publish
+from billing.services import promo_grant, sheet_publish
 from kernel.ids import derived_id
 from kernel.pricing import OUT, Rate, Sheet, Tier
 from tenants.models import Outbox
 from tests.billing.harbour import REGION, UNIT, Harbour, harbour
 
 # Months that nothing else in the suite writes to, one each, so that only their own drafts fall due.
-JUNE, JULY, AUGUST, MAY = (datetime(2032, month, 10, tzinfo=UTC) for month in (6, 7, 8, 5))
+JUNE, JULY, AUGUST, MAY, APRIL = (datetime(2032, month, 10, tzinfo=UTC) for month in (6, 7, 8, 5, 4))
 
 
 def use(berth: Harbour, at: datetime, out: int) -> UsageEvent:
@@ -87,6 +87,26 @@ def test_the_hourly_check_raises_one_alarm_an_hour_for_each_broken_invariant(
     assert rows.count() <= 2  # two where the hour changed in between
 
 
+def test_a_rebate_on_what_given_credit_paid_is_no_own_money(database: None) -> None:
+    berth = harbour()
+    promo_grant(tenant_id=berth.tenant_id, currency="USD", amount_pico=3 * UNIT // 10, idem_key="g", actor="t")
+    tiers = (Tier(0, 500),)
+    berth.sheet = Sheet(
+        f"{berth.sku}-half", REGION, "USD", APRIL - timedelta(days=30), {OUT: Rate(420_000)}, tiers=tiers
+    )
+    berth.sku = berth.sheet.sku
+    sheet_publish(sheet=berth.sheet, actor="t")
+    berth.hold(5 * UNIT)
+    use(berth, APRIL, 1_000_000)
+    assert berth.posted() == {"prepaid": 988 * UNIT // 100, "revenue": 42 * UNIT // 100}
+    period = (APRIL.replace(day=1), APRIL.replace(month=5, day=1))
+    # 0.30 of 0.42 were given credit: of 0.21, 0.12 go to own money and 0.09 to the credit.
+    rebates.rebates_post(tenant_id=berth.tenant_id, currency="USD", period=period, now=due(APRIL))
+    assert berth.posted() == {"prepaid": 10 * UNIT, "promo": 9 * UNIT // 100, "revenue": 21 * UNIT // 100}
+    rebates.rebates_post(tenant_id=berth.tenant_id, currency="USD", period=period, now=due(APRIL))
+    assert berth.posted()["promo"] == 9 * UNIT // 100
+
+
 def test_tiers_rebate_a_month_as_a_line_of_its_invoice_and_follow_its_corrections(database: None) -> None:
     berth = harbour()
     # 10 % off beyond 0.10, 50 % beyond 0.30; a million tokens are 0.42.
@@ -103,7 +123,7 @@ def test_tiers_rebate_a_month_as_a_line_of_its_invoice_and_follow_its_correction
     period = (draft.period.lower, draft.period.upper)
     for _ in range(2):
         # 10 % of 0.20 and 50 % of 0.12: 0.08 go back to own money.
-        rebates.rebates_post(tenant_id=berth.tenant_id, currency="USD", period=period)
+        rebates.rebates_post(tenant_id=berth.tenant_id, currency="USD", period=period, now=due(MAY))
         assert berth.posted() == {"prepaid": 10 * UNIT - 34 * UNIT // 100, "revenue": 34 * UNIT // 100}
     # Half of it is taken back: 0.21 are left, of which 0.011 are rebated; 0.069 were given too much.
     usage_correct(event_id=event.event_id, counts={OUT: -500_000}, actor="ann", reason="garbled")
