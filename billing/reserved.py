@@ -20,7 +20,7 @@ from billing.models import RatedLine, ReservedSpan
 from billing.posting import Charge, charges_post, tenant_lock
 from billing.selectors import price_ahead, sheet_for
 from billing.services import accounts_open, deployment_subject
-from billing.spans import facts_copy, hold_ahead
+from billing.spans import facts_copy, hold_ahead, tenants_rate
 from kernel import ids, usage
 from kernel.clock import DAY, day_of, utcnow
 from kernel.pricing import KTPM_DAY, Sheet, rate, total
@@ -43,7 +43,7 @@ def days_rate(*, now: datetime | None = None) -> int:
     """
     now = now or utcnow()
     running = ReservedSpan.objects.filter(finished=False).order_by("tenant_id")
-    return sum(_tenant_rate(id_, now) for id_ in running.values_list("tenant_id", flat=True).distinct())
+    return tenants_rate(running.values_list("tenant_id", flat=True).distinct(), _tenant_rate, now)
 
 
 @transaction.atomic

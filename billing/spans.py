@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import DataError, IntegrityError, connection, transaction
+from django.db import DatabaseError, DataError, IntegrityError, OperationalError, connection, transaction
 
 from billing import holds, ledger, recall, standing
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
@@ -71,14 +71,25 @@ def slices_rate(*, now: datetime | None = None) -> int:
     says so. A repeat books nothing twice.
     """
     now = now or utcnow()
-    running = BillableSpan.objects.filter(finished=False)
-    booked = sum(
-        _tenant_rate(tenant_id, now)
-        for tenant_id in running.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
-    )
+    running = BillableSpan.objects.filter(finished=False).order_by("tenant_id")
+    booked = tenants_rate(running.values_list("tenant_id", flat=True).distinct(), _tenant_rate, now)
     holds.deployment_holds_return(now=now)
     standing.standings_update(now=now)
     return booked
+
+
+def tenants_rate(tenant_ids: Iterable[UUID], rate_one: Callable[[UUID, datetime], int], now: datetime) -> int:
+    """Rate each tenant in a transaction of its own; the sum. What the database refuses of one stops no other."""
+    done = 0
+    for tenant_id in tenant_ids:
+        try:
+            done += rate_one(tenant_id, now)
+        except OperationalError:
+            raise
+        except DatabaseError as error:
+            said = str(error).splitlines()[0]
+            ledger.alarm(key=f"unrated:{tenant_id}:{now:%Y-%m-%dT%H}", sentence=f"{tenant_id} is not rated: {said}")
+    return done
 
 
 @transaction.atomic

@@ -7,10 +7,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from django.db import IntegrityError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing import selectors, services, spans
+from billing.ledger import ALARM
 from billing.models import BillableSpan, Hold, LedgerTx, Quarantine, RatedLine, UsageEvent
 from kernel.clock import utcnow
 from kernel.pricing import ACCEL_SECOND, Rate, Sheet
@@ -350,6 +352,32 @@ def test_running_time_that_is_not_booked_yet_shows_as_accruing(database: None) -
     assert 100 <= selectors.balance_for(berth.tenant_id).accruing_pico < 130
     fact(berth, sheet, "to", start, pod=pod, deployment=deployment)
     rate(utcnow())
+
+
+def test_what_the_database_refuses_of_one_tenant_stops_no_other(
+    database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, other = harbour(), harbour()
+    deployments = uuid4(), uuid4()
+    for berth, deployment in zip((refused, other), deployments, strict=True):
+        sheet, pod = dedicated(berth, 3600), uuid4()
+        fact(berth, sheet, "from", clock("10:00"), pod=pod, deployment=deployment)
+        fact(berth, sheet, "to", clock("10:10"), pod=pod, deployment=deployment)
+    post = spans.charges_post
+
+    def refuse(**arguments: Any) -> None:
+        if arguments["tree"].tenant_id == refused.tenant_id:
+            raise IntegrityError("a rule of the books")
+        post(**arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spans, "charges_post", refuse)
+        rate(clock("11:00"))
+    assert [len(booked(deployment)) for deployment in deployments] == [0, 1]
+    said = f"{refused.tenant_id} is not rated: a rule of the books"
+    assert Outbox.objects.filter(topic=ALARM, payload__sentence=said).count() == 1
+    rate(clock("11:01"))
+    assert [len(booked(deployment)) for deployment in deployments] == [1, 1]
 
 
 def test_a_fact_that_is_none_is_set_aside_and_stops_no_other(database: None) -> None:
