@@ -21,7 +21,7 @@ from inference.gateway.projection import Projection
 from inference.gateway.reader import Request
 from inference.gateway.relay import End, Relay, StreamRelay
 from inference.gateway.routing import Router, not_found, visible
-from inference.gateway.server import PIECE_BYTES, ClientGone, Connection
+from inference.gateway.server import ClientGone, Connection
 from inference.gateway.surfaces import SURFACES
 from inference.gateway.upstream import Pool, request_bytes
 from kernel import keys, wire
@@ -199,8 +199,8 @@ class Completions:
         client.finish()
 
     async def _complete_whole(self, job: Job, relay: Relay, client: Connection) -> None:
-        """CLOSE, then the answer. Of one that one write does not hold all but the last byte goes before the CLOSE:
-        a client that does not take it has not been answered.
+        """All but the last byte, then CLOSE, then the last byte: whoever leaves while the disk is waited for has the
+        text that is billed, and nobody has a whole answer that a crash could leave without its CLOSE.
         """
         raw = b"".join(relay.pieces)
         try:
@@ -211,20 +211,18 @@ class Completions:
             answer = SURFACES[job.path].answer(raw, parsed, job, counts)
         except (orjson.JSONDecodeError, TypeError, KeyError, IndexError, AttributeError):
             raise Problem(ENGINE_ERROR, "The engine's answer could not be read; retry.", retry_after_s=1) from None
-        early = len(answer) - 1 if len(answer) > PIECE_BYTES else 0
         before = client.offset
         client.start(200, {"content-type": "application/json"}, len(answer))
-        if early:
-            client.write(answer[:early])
-            try:
-                await client.drained()
-            except ClientGone:
-                reached = client.acknowledged() > before
-                billed = counts if reached else Counts()
-                await self._close(job, relay, billed, finish="abort_client", waste=counts.out - billed.out)
-                return
+        client.write(answer[:-1])
+        try:
+            await client.drained()
+        except ClientGone:
+            reached = client.acknowledged() > before
+            billed = counts if reached else Counts()
+            await self._close(job, relay, billed, finish="abort_client", waste=counts.out - billed.out)
+            return
         await self._close(job, relay, counts, finish=relay.finish, provenance=_provenance(True, counts))
-        client.write(answer[early:])
+        client.write(answer[-1:])
         client.finish()
 
     async def _break_off(self, job: Job, relay: StreamRelay, end: End, client: Connection) -> None:

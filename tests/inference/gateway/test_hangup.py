@@ -1,5 +1,6 @@
 """A client that leaves is billed once, for what reached it; the engine is left at once."""
 
+import contextlib
 import ctypes
 import json
 import socket
@@ -11,9 +12,20 @@ import httpx2
 import pytest
 
 from tests.inference.gateway.engine import Engine, Plan
-from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
+from tests.inference.gateway.world import HELLO, ROOT, Gateway, Tenant, World, gateway
 from tests.services import wait_until
 
+LATE_S = 1.0
+LATE_DISK = f"""
+from inference.gateway import disk
+
+made = disk.Disk.__init__
+
+def late(self, loop, on_durable):
+    made(self, loop, lambda failure: loop.call_later({LATE_S}, on_durable, failure))
+
+disk.Disk.__init__ = late
+"""
 SO_ATTACH_FILTER = 26  # of Linux; the socket module has no name for it
 
 
@@ -159,6 +171,29 @@ def test_a_hang_up_reaches_the_engine_within_a_tenth_of_a_second(
         wait_until(lambda n=number: engine.hung_up == n, "the engine's release", 2)  # type: ignore[misc]
         took.append(engine.hung_up_at - left_at)
     assert min(took) < 0.1
+
+
+def test_whoever_leaves_while_the_disk_is_waited_for_has_the_text_that_is_billed(
+    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LATE_DISK)
+    route = world.endpoint(tenant, engine.address)
+    body = json.dumps({**HELLO, "model": route.endpoint_id}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.text}\r\n"
+    with gateway(world, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}:{ROOT / 'platform'}") as door:
+        host, port = door.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as sock:
+            sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            wait_until(lambda: engine.asked, "the engine's answer")
+            sock.settimeout(LATE_S / 2)
+            received = b""
+            with contextlib.suppress(TimeoutError):
+                while piece := sock.recv(4096):
+                    received += piece
+        (event,) = door.events_of(tenant)
+    assert event.counts["out"] == 5
+    assert b"word " * 5 in received
+    assert not received.endswith(b"}}"), "the end came before the disk had its CLOSE"
 
 
 @pytest.mark.parametrize("end", ["complete", "hang-up", "error"])
