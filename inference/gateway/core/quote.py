@@ -16,7 +16,8 @@ _DAY = timedelta(days=1)
 class Window:
     """The prices in force in [starts_at, ends_at), None is open; the same instants in ms, as scripts take them.
 
-    `sheet` has no clock windows left; `sheet_sha256` names the published one.
+    `sheet` has no clock windows left; `sheet_sha256` names the published one. A token, whose rate never rounds, costs
+    at most `prompt_pico` on its way in and `answer_pico` on its way out.
     """
 
     sheet: Sheet
@@ -25,6 +26,8 @@ class Window:
     ends_at: datetime | None
     from_ms: int
     until_ms: int | None
+    prompt_pico: int
+    answer_pico: int
 
     def holds(self, at: datetime) -> bool:
         """Whether `at` lies in it."""
@@ -54,7 +57,17 @@ class Sheets:
         starts_at = max(start for start in starts if start <= at)
         ends_at = min((start for start in starts if start > at), default=None)
         until_ms = None if ends_at is None else to_ms(ends_at)
-        return Window(sheet.at(at), sheet.sha256(), starts_at, ends_at, to_ms(starts_at), until_ms)
+        plain = sheet.at(at)
+        return Window(
+            sheet=plain,
+            sheet_sha256=sheet.sha256(),
+            starts_at=starts_at,
+            ends_at=ends_at,
+            from_ms=to_ms(starts_at),
+            until_ms=until_ms,
+            prompt_pico=worst_case(plain, prompt_tokens=1, max_tokens=0),
+            answer_pico=worst_case(plain, prompt_tokens=0, max_tokens=1),
+        )
 
 
 @dataclass(slots=True)
@@ -74,14 +87,8 @@ class Quote:
 def quote(sheets: Sheets, *, at: datetime, size: Size, answers: int) -> Quote:
     """The quote at `at`. Unrated where no sheet is in force or the sheet does not price tokens."""
     window = sheets.window(at)
-    sheet = window.sheet
-    return Quote(
-        sheet=sheet,
-        sheet_sha256=window.sheet_sha256,
-        amount_pico=worst_case(sheet, prompt_tokens=size.prompt_tokens, max_tokens=size.max_tokens, n=answers),
-        from_ms=window.from_ms,
-        until_ms=window.until_ms,
-    )
+    amount = window.prompt_pico * size.prompt_tokens + window.answer_pico * answers * size.max_tokens
+    return Quote(window.sheet, window.sheet_sha256, amount, window.from_ms, window.until_ms)
 
 
 def affordable_tokens(sheet: Sheet, *, free_pico: int, size: Size, answers: int) -> int:
