@@ -11,7 +11,7 @@ from inference import clusters, facts
 from inference.clock import database_now
 from inference.core.words import Rung
 from inference.models import Deployment, Endpoint
-from inference.orphans import orphans_delete
+from inference.orphans import orphans_sweep
 from inference.reconciler.run import reconcile
 from k8s.cluster import UnreachableError
 from tenants.models import Standing
@@ -30,7 +30,7 @@ def sweep() -> int:
         began = time.monotonic()
         try:
             cluster = clusters.cluster(name)
-            orphans_delete(cluster, facts.record_listing(name, cluster))
+            orphans_sweep(cluster, facts.record_listing(name, cluster))
             _rests_until[name] = time.monotonic() + facts.rest_s(time.monotonic() - began)
         except UnreachableError as error:
             log.warning("cluster %s does not answer, its facts stay as they are: %s", name, error)

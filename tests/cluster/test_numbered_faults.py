@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from django.core.management import call_command
 
 from inference import clusters, facts, orphans, watcher
 from inference.clock import database_now
@@ -192,20 +193,32 @@ def test_fault_32_a_worker_that_died_after_its_write_leaves_an_object_that_the_n
     assert workloads(site, endpoint) == []
 
 
-def test_fault_32_what_no_row_accounts_for_is_deleted_and_a_strangers_is_not(pool, site, endpoint, monkeypatch):
+def test_fault_32_what_ended_is_deleted_and_what_no_row_accounts_for_by_an_operators_word(
+    pool, site, endpoint, monkeypatch
+):
     reaches(pool, endpoint, Phase.RUNNING)
-    stranger, ours = uuid4(), endpoint.tenant_id
-    for tenant_id in (stranger, ours):
+    other = create(endpoint.tenant, region=pool.region, name="other")
+    reaches(pool, other, Phase.RUNNING)
+    ended = other.deployments.get().id
+    endpoint_delete(endpoint=other, actor="test")
+    reaches(pool, other, Phase.DELETED)
+    stranger, ours, undone = uuid4(), endpoint.tenant_id, uuid4()
+    for tenant_id, deployment_id in ((stranger, uuid4()), (ours, undone), (ours, ended)):
         tenant = TenantSpec(tenant_id=tenant_id, pods=4)
         manifests = tenant_objects(tenant, RegionBinding(name=pool.region)) if tenant_id == stranger else []
-        manifests += deployment_objects(spec(tenant_id=tenant_id, deployment_id=uuid4(), replicas=0), POOL)
+        manifests += deployment_objects(spec(tenant_id=tenant_id, deployment_id=deployment_id, replicas=0), POOL)
         assert all(result.error is None for result in site.cluster.apply(manifests))
     before = workloads_of(site, stranger) | workloads_of(site, ours)
     sweep()
     assert workloads_of(site, stranger) | workloads_of(site, ours) == before
     monkeypatch.setattr(orphans, "ORPHAN_AFTER", timedelta(seconds=-5))
     sweep()
-    assert workloads_of(site, ours) == {name_of(endpoint.deployments.get().id)}
+    live = name_of(endpoint.deployments.get().id)
+    assert workloads_of(site, ours) == {live, name_of(undone)}
+    call_command("cluster", "orphans", pool.cluster)
+    assert workloads_of(site, ours) == {live, name_of(undone)}
+    call_command("cluster", "orphans", pool.cluster, "--delete")
+    assert workloads_of(site, ours) == {live}
     assert len(workloads_of(site, stranger)) == 1
     endpoint.refresh_from_db()
     assert endpoint_view(endpoint).phase is Phase.RUNNING

@@ -1,4 +1,4 @@
-"""`manage.py cluster add|list|remove`: the Kubernetes clusters that endpoints are placed on."""
+"""`manage.py cluster add|list|orphans|remove`: the Kubernetes clusters that endpoints are placed on."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from django.core.management.base import BaseCommand, CommandError
 
-from inference import clusters
+from inference import clusters, orphans
 from inference.models import ClusterAccess, Pool
 from k8s.cluster import UnreachableError
 from kernel.problems import Problem
@@ -16,7 +16,7 @@ ACTOR = "operator"
 
 
 class Command(BaseCommand):
-    help = "Add a Kubernetes cluster with its pools, list the clusters, or remove one."
+    help = "Add a Kubernetes cluster with its pools, list the clusters, find what no row accounts for, or remove one."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
@@ -29,12 +29,16 @@ class Command(BaseCommand):
             "--pools", required=True, type=Path, help="YAML list of pools; what nodes tell may be left out"
         )
         actions.add_parser("list", help="clusters, whether they answer, and their pools")
+        loose = actions.add_parser("orphans", help="what our tenants have in a cluster that is not in this database")
+        loose.add_argument("name")
+        loose.add_argument("--delete", action="store_true", help="delete it: no other database may be its owner")
         remove = actions.add_parser("remove", help="forget a cluster that no endpoint is on")
         remove.add_argument("name")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            {"add": self._add, "list": self._list, "remove": self._remove}[options["action"]](options)
+            acts = {"add": self._add, "list": self._list, "orphans": self._orphans, "remove": self._remove}
+            acts[options["action"]](options)
         except Problem as problem:
             raise CommandError(problem.detail) from problem
         except UnreachableError as error:
@@ -68,6 +72,14 @@ class Command(BaseCommand):
                 state = f"does not answer: {error}"
             self.stdout.write(f"{access.name}  region {access.region}  {state}")
             self._print(Pool.objects.filter(cluster=access.name).order_by("name"))
+
+    def _orphans(self, options: dict[str, Any]) -> None:
+        name = options["name"]
+        if options["delete"]:
+            found, said = orphans.orphans_delete(name=name, actor=ACTOR), "deleted"
+        else:
+            found, said = orphans.orphans_list(clusters.cluster(name).list()), "found"
+        self.stdout.write("\n".join([*map(str, found), f"{len(found)} {said}"]))
 
     def _remove(self, options: dict[str, Any]) -> None:
         clusters.cluster_remove(name=options["name"], actor=ACTOR)
