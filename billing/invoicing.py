@@ -56,11 +56,12 @@ def drafts_update(*, now: datetime | None = None) -> int:
         )
         waiting = cursor.fetchall()
     for tenant_id, currency, month in waiting:
-        closed = Invoice.objects.filter(
-            tenant_id=tenant_id, currency=currency, kind="regular", status__in=("issued", "paid")
-        ).filter(period__contains=month)
-        period = this_month if closed.exists() else month_of(month)
-        invoice_draft(tenant_id=tenant_id, currency=currency, period=period)
+        with ledger.apart(what=f"the draft of {month:%Y-%m} for {tenant_id}"):
+            closed = Invoice.objects.filter(
+                tenant_id=tenant_id, currency=currency, kind="regular", status__in=("issued", "paid")
+            ).filter(period__contains=month)
+            period = this_month if closed.exists() else month_of(month)
+            invoice_draft(tenant_id=tenant_id, currency=currency, period=period)
     return len(waiting)
 
 

@@ -1,17 +1,22 @@
 """The only writer of ledger transactions: accounts are locked in id order, entries written in it."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 
 from billing.bulk import insert_rows
 from billing.models import SPENDING, AccountKind, LedgerAccount, LedgerEntry, LedgerTx
 from kernel import wire
+from kernel.clock import utcnow
 from kernel.ids import new_id
 from kernel.problems import INVALID_PARAMETER, Problem
 from tenants.outbox import publish
+
+log = logging.getLogger(__name__)
 
 ALARM = "billing.alarm"
 # Accounts of the house, one per currency; the other kinds belong to a tenant.
@@ -102,6 +107,17 @@ def entries_write(*, tx_id: UUID, currency: str, amounts: Mapping[int, int]) -> 
             for seq, (account_id, amount) in enumerate(written, 1)
         ],
     )
+
+
+@contextmanager
+def apart(*, what: str) -> Iterator[None]:
+    """One tenant's part of a run, in a transaction of its own: what breaks it raises an alarm and stops no other's."""
+    try:
+        with transaction.atomic():
+            yield
+    except Exception as error:
+        log.exception("%s does not work", what)
+        alarm(key=f"{what}:{utcnow():%Y-%m-%d}", sentence=f"{what} does not work: {error!r}")
 
 
 def alarm(*, key: str, sentence: str) -> None:

@@ -29,7 +29,8 @@ def month_close(*, now: datetime | None = None) -> list[str]:
     """Issue every draft whose month ended 72 hours ago, and the credit notes that are due; their numbers.
 
     A broken invariant that pages (an overcharge by the engines' counters among them) stops all of it: an alarm
-    says which rows, and the next run tries again. A repeat issues nothing twice.
+    says which rows, and the next run tries again. What breaks for one tenant is an alarm too and stops no other's.
+    A repeat issues nothing twice.
     """
     now = now or utcnow()
     packages_use(now=now)
@@ -46,15 +47,23 @@ def month_close(*, now: datetime | None = None) -> list[str]:
         to_credit = [row[0] for row in cursor.fetchall()]
     if not due and not to_credit:
         return []
+    rebated = []
     for draft in due:
-        _rebates(draft, now)
+        with ledger.apart(what=f"the rebate of {draft.period.lower:%Y-%m} for {draft.tenant_id}"):
+            _rebates(draft, now)
+            rebated.append(draft)
     if red := books_red():
         said = "; ".join(f"{violation.name}: {violation}" for violation in red)
         ledger.alarm(key=f"invoicing-stopped:{now:%Y-%m-%d}", sentence=f"invoicing is stopped: {said}")
         log.error("invoicing is stopped: %s", said)
         return []
-    issued = [invoice_issue(invoice_id=draft.id, actor=ACTOR, now=now, books_whole=True) for draft in due]
-    issued += [credit_note_issue(invoice_id=invoice_id, actor=ACTOR, now=now) for invoice_id in to_credit]
+    issued = []
+    for draft in rebated:
+        with ledger.apart(what=f"the invoice of {draft.period.lower:%Y-%m} for {draft.tenant_id}"):
+            issued.append(invoice_issue(invoice_id=draft.id, actor=ACTOR, now=now, books_whole=True))
+    for invoice_id in to_credit:
+        with ledger.apart(what=f"the credit note on invoice {invoice_id}"):
+            issued.append(credit_note_issue(invoice_id=invoice_id, actor=ACTOR, now=now))
     return [str(document.number) for document in issued]
 
 
@@ -62,7 +71,8 @@ def packages_use(*, now: datetime) -> None:
     """Give back what packages cover of this month's use so far: its money is not waited for until the month's end."""
     live = TokenPackage.objects.filter(from_at__lte=now, until_at__gt=month_of(now)[0])
     for tenant_id, currency in live.values_list("tenant_id", "currency").distinct().order_by("tenant_id", "currency"):
-        rebates_post(tenant_id=tenant_id, currency=currency, period=month_of(now), now=now)
+        with ledger.apart(what=f"the rebate of {now:%Y-%m} for {tenant_id}"):
+            rebates_post(tenant_id=tenant_id, currency=currency, period=month_of(now), now=now)
 
 
 def _rebates(draft: Invoice, now: datetime) -> None:

@@ -1,11 +1,12 @@
 """The end of a month: invoices and credit notes by a timer, rebates on them, and what stops all of it."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from billing import books, months, rebates, tasks
+from billing import books, ledger, months, rebates, tasks
 from billing.corrections import usage_correct
 from billing.ingest import events_ingest
 from billing.models import Invoice, InvoiceLine, UsageEvent
@@ -17,6 +18,8 @@ from tests.billing.harbour import REGION, UNIT, Harbour, harbour
 
 # Months that nothing else in the suite writes to, one each, so that only their own drafts fall due.
 JUNE, JULY, AUGUST, MAY, APRIL = (datetime(2032, month, 10, tzinfo=UTC) for month in (6, 7, 8, 5, 4))
+
+BROKEN = {"rebates_post": datetime(2032, 2, 10, tzinfo=UTC), "invoice_issue": datetime(2032, 3, 10, tzinfo=UTC)}
 
 
 def use(berth: Harbour, at: datetime, out: int) -> UsageEvent:
@@ -72,6 +75,34 @@ def test_a_broken_invariant_that_pages_stops_every_invoice_and_says_which_rows(
     assert [invoice.status for invoice in invoices(berth)] == ["draft" if stops else "issued"]
     said = Outbox.objects.filter(dedupe_key=f"invoicing-stopped:{now:%Y-%m-%d}").values_list("payload", flat=True)
     assert [row["sentence"] for row in said] == (["invoicing is stopped: X9: Never so: row-17"] if stops else [])
+
+
+@pytest.mark.parametrize("name", ["rebates_post", "invoice_issue"])
+def test_what_breaks_for_one_tenant_raises_an_alarm_and_stops_no_other_invoice(
+    database: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    at = BROKEN[name]
+    first, second = sorted((harbour(), harbour()), key=lambda berth: berth.tenant_id)
+    use(first, at, 1000)
+    use(second, at, 1000)
+    months.month_close(now=due(at) - timedelta(seconds=1))
+    [draft] = invoices(first)
+    works = getattr(months, name)
+
+    def breaks(**of: Any) -> object:
+        if draft.id == of.get("invoice_id") or first.tenant_id == of.get("tenant_id"):
+            raise ZeroDivisionError
+        return works(**of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(months, name, breaks)
+        months.month_close(now=due(at))
+    statuses = [invoice.status for berth in (first, second) for invoice in invoices(berth)]
+    assert statuses == ["draft", "issued"]
+    said = Outbox.objects.filter(topic=ledger.ALARM, dedupe_key__contains=str(first.tenant_id))
+    assert any("ZeroDivisionError" in row.payload["sentence"] for row in said)
+    months.month_close(now=due(at))
+    assert [invoice.status for invoice in invoices(first)] == ["issued"]
 
 
 def test_the_hourly_check_raises_one_alarm_an_hour_for_each_broken_invariant(
