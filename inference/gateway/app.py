@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import hiredis
 
@@ -65,7 +65,7 @@ class App:
         self._pool = Pool()
         self._flights = Flights()
         self._meter_knows = False
-        metrics = Metrics()
+        metrics = self._metrics = Metrics()
         router = Router(self._projection, config.wait_s)
         counting = Counting(
             config=config,
@@ -140,13 +140,25 @@ class App:
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self._review()
-            self._pool.close_idle()
-            self._flights.look(loop.time(), WATCH_S)
-            with contextlib.suppress(Unreachable, hiredis.ReplyError):
+            with self._survived():
+                self._review()
+            with self._survived():
+                self._pool.close_idle()
+            with self._survived():
+                self._flights.look(loop.time(), WATCH_S)
+            with self._survived(), contextlib.suppress(Unreachable, hiredis.ReplyError):
                 await self._redis.compare_clocks()
                 await self._cut_revoked()
             await asyncio.sleep(WATCH_S)
+
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        """What breaks one part of a look ends neither the other parts nor the looks to come."""
+        try:
+            yield
+        except Exception:
+            log.exception("a part of the watch failed; it is tried again in %s s", WATCH_S)
+            self._metrics.add("gateway_watch_failures_total")
 
     async def _cut_revoked(self) -> None:
         """End what runs under keys whose revocation asked for that. A look too few is made up by the next."""
@@ -163,10 +175,11 @@ class App:
         """Admit only while the meter knows this boot and the journal's disk has room."""
         if self._server.draining:
             return
+        nearly_full = self._journal.nearly_full()
         self._public.closed_because = ""
         if not self._meter_knows:
             self._public.closed_because = "the meter has not asked for this boot's journal yet"
-        elif self._journal.nearly_full():
+        elif nearly_full:
             self._public.closed_because = "the journal's disk is nearly full"
 
     def _not_ready(self) -> list[str]:

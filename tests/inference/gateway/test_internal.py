@@ -1,10 +1,16 @@
 """The internal listener: its token, the journal's pages, probes, metrics."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import httpx2
 
+from kernel import wire
 from kernel.usage import UsageEvent
 from tests.inference.gateway.engine import Engine, Plan
-from tests.inference.gateway.world import HELLO, Gateway, Tenant, World
+from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
+from tests.services import wait_until
 
 
 def test_without_the_token_nothing_but_readiness_is_shown(door: Gateway) -> None:
@@ -100,3 +106,27 @@ def test_metrics_count_requests_and_tokens_by_fixed_words(
     assert 'gateway_tokens_total{meter="out"}' in text
     assert "gateway_redis_connected 1" in text
     assert "nope" not in text
+
+
+def test_a_journal_that_cannot_be_looked_at_stops_neither_time_limits_nor_cuts(
+    world: World, engine: Engine, tmp_path: Path
+) -> None:
+    caller = world.tenant()
+    route = world.endpoint(caller, engine.address)
+    engine.plan = Plan(tokens=500, interval_s=0.02)
+    with gateway(world, tmp_path) as door, ThreadPoolExecutor(1) as callers:
+        boot = tmp_path / "journal" / "gw-test" / door.boots()["boot_id"]
+        boot.rename(boot.with_name("away"))
+
+        def told() -> bool:
+            text = door.inside("GET", "/internal/metrics").text
+            return any(line.startswith("gateway_watch_failures_total ") for line in text.splitlines())
+
+        wait_until(told, "a failed look")
+        call = callers.submit(door.chat, caller, route.endpoint_id, stream=True, max_tokens=4000)
+        wait_until(lambda: caller.concurrent() == 1, "admission")
+        caller.change(live=False)
+        world.redis.zadd(wire.CUT, {caller.record.key_id: time.time()})
+        broken = call.result()
+        boot.with_name("away").rename(boot)
+    assert '"code":"invalid_api_key"' in broken.text
