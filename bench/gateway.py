@@ -3,9 +3,9 @@
 Interleaved rounds in one run; CPU is utime + stime of all processes of a role, Redis included. `request`: 32
 connections in a closed loop, an answer of 1 KB. `chunk`: streams side by side, 100 chunks each, one per 20 ms,
 a hundredth of a request in every chunk. Added latency is against the direct call: streams of ten chunks in an
-open loop at 50 a second, and the gaps of the streams side by side. Last, ours alone with 10 and with 2,000 streams
-at the same 10,000 chunks a second: memory, and what a chunk costs without its share of a request. `--quick` is for
-a look while working.
+open loop at 50 a second, and the gaps of the streams side by side. Last, ours, the relay and vllm-router with 10 and
+with 2,000 streams at the same 10,000 chunks a second: memory, and what a chunk costs without its share of a request.
+`--quick` is for a look while working.
 
 Bifrost, agentgateway and one-api do not come as packages and are not here; Portkey's streams fail on this
 Node and count for whole answers alone.
@@ -33,6 +33,7 @@ REQUEST_S, QUICK_REQUEST_S = 1.5, 0.6
 STREAMS, CHUNKS, PACE_MS = 200, 100, 20
 FIRST_RPS = 50
 FEW, MANY = (10, "2000/1"), (2000, "100/200")  # streams, CHUNKS/PACE_MS: 10,000 chunks a second both times
+CROWDED = ("ours", "limit", "vllm_router")
 MAX_TOKENS = 2048
 TICKS = os.sysconf("SC_CLK_TCK")
 PROMPT = "Write a short text about the sea and about the mountains, please."
@@ -52,22 +53,21 @@ def main() -> None:
             for peer in order if number % 2 else reversed(order):
                 samples[peer.name].append(measure(peer, quick=quick))
             print(f"round {number + 1}", file=sys.stderr)
-        few, many = (crowd(next(peer for peer in peers if peer.name == "ours"), *size) for size in (FEW, MANY))
+        crowds = {p.name: [crowd(p, *size) for size in (FEW, MANY)] for p in peers if p.name in CROWDED}
     direct = summary(samples.pop("direct"), {})
     told = {name: summary(rounds, direct) for name, rounds in samples.items()}
+    for name, (few, many) in crowds.items():
+        told[name] |= crowded(few, many, told[name]["cpu_us_per_request"]["median"])
     for name, figures in told.items():
         print(name, json.dumps(figures), file=sys.stderr)
     ours, limit = told.pop("ours"), told.pop("limit")
-    ours["rss_mb_2000_streams"] = round(many["rss_mib"] * 1.048576, 1)
-    own = [without_request(sample, ours["cpu_us_per_request"]["median"]) for sample in (few, many)]
-    ours["cpu_us_per_chunk_10_streams"], ours["cpu_us_per_chunk_2000_streams"] = (round(us, 2) for us in own)
     result = {
         "bench": "gateway",
         "machine": {"cores": os.cpu_count()},
         "ours": ours,
         "limit": limit,
         "peers": {"direct": direct, **told},
-        "ratio": {"cpu_per_chunk_2000_vs_10": round(own[1] / own[0], 3)} | ratios(ours, {"limit": limit, **told}),
+        "ratio": {"cpu_per_chunk_2000_vs_10": ours["chunk_2000_vs_10"]} | ratios(ours, {"limit": limit, **told}),
     }
     print(json.dumps(result))
 
@@ -112,9 +112,15 @@ def crowd(peer: Peer, streams: int, stream: str) -> Sample:
     return {"cpu_us_per_chunk": us, "requests_per_chunk": seen["requests"] / seen["events"], "rss_mib": most}
 
 
-def without_request(sample: Sample, cpu_us_per_request: float) -> float:
-    """What a chunk costs by itself."""
-    return sample["cpu_us_per_chunk"] - sample["requests_per_chunk"] * cpu_us_per_request
+def crowded(few: Sample, many: Sample, cpu_us_per_request: float) -> Sample:
+    """What a chunk costs by itself among 10 and among 2,000 streams, by how much that differs, and the most memory."""
+    own = [sample["cpu_us_per_chunk"] - sample["requests_per_chunk"] * cpu_us_per_request for sample in (few, many)]
+    return {
+        "cpu_us_per_chunk_10_streams": round(own[0], 2),
+        "cpu_us_per_chunk_2000_streams": round(own[1], 2),
+        "chunk_2000_vs_10": round(own[1] / own[0], 3),
+        "rss_mb_2000_streams": round(many["rss_mib"] * 1.048576, 1),
+    }
 
 
 def load(peer: Peer, *, stream: str, c: int = 0, rps: float = 0, length_s: float = 0) -> dict[str, Any]:
