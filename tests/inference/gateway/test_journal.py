@@ -9,7 +9,7 @@ from uuid import uuid4
 import orjson
 import pytest
 
-from inference.gateway import boot_log, journal, recovery
+from inference.gateway import boot_log, disk, journal, recovery
 from inference.gateway.disk import Disk
 from inference.gateway.journal import Journal
 from kernel.ids import new_id
@@ -114,10 +114,10 @@ def test_many_writers_share_a_disk_wait(tmp_path: Path, monkeypatch: pytest.Monk
     waits = 0
     write = Disk.write
 
-    def counted(disk: Disk, fd: int, data: bytes) -> None:
+    def counted(one: Disk, fd: int, data: bytes) -> None:
         nonlocal waits
         waits += 1
-        write(disk, fd, data)
+        write(one, fd, data)
 
     async def run() -> Journal:
         made = Journal(tmp_path, new_id(), fail)
@@ -222,19 +222,44 @@ def test_the_disk_says_when_it_has_what_was_written_and_refuses_what_it_cannot_k
             told.append(failure)
             durable.set()
 
-        disk = Disk(asyncio.get_running_loop(), ended)
+        made = Disk(asyncio.get_running_loop(), ended)
         with (tmp_path / "file").open("wb", buffering=0) as file:
             for data in (b"one ", b"two"):
                 durable.clear()
-                disk.write(file.fileno(), data)
+                made.write(file.fileno(), data)
                 await durable.wait()
         reads, writes = os.pipe()
         with pytest.raises(OSError, match="Invalid argument"):
-            disk.write(writes, b"a pipe keeps nothing")
+            made.write(writes, b"a pipe keeps nothing")
         for fd in (reads, writes):
             os.close(fd)
-        disk.close()
+        made.close()
         return told
 
     assert asyncio.run(run()) == [None, None]
     assert (tmp_path / "file").read_bytes() == b"one two"
+
+
+def test_without_the_kernels_asynchronous_io_a_thread_waits_and_the_way_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(disk, "_SETUP", -1)  # a system call that no kernel has: ENOSYS
+    failures: list[OSError] = []
+
+    async def run() -> Journal:
+        made = Journal(tmp_path, new_id(), failures.append)
+        await asyncio.gather(*[made.close(event(out=number).to_json()) for number in range(50)])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", refuses)
+            with pytest.raises(journal.Failed):
+                await made.close(event().to_json())
+        await made.finish()
+        return made
+
+    def refuses(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    assert outs(asyncio.run(run()).log) == list(range(50))
+    assert [failure.errno for failure in failures] == [5]
+    assert "Function not implemented" in caplog.text
+    assert "sysctl fs.aio-max-nr" in caplog.text
