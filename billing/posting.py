@@ -124,9 +124,10 @@ def correction_post(
 ) -> None:
     """Book a correction in the transaction that locked `tree`: its credit raises `posted` and touches no hold.
 
-    `taken` says by account what was paid and is not given back: the credit goes there, what was spent last
-    first, and never more to one than that. What is owed no more (overrun that a top-up settled, a pico of
-    rounding) goes to own money.
+    For a credit `taken` says by account what was paid and is not given back: the credit goes there, what was spent
+    last first, and never more to one than that. What is owed no more (overrun that a top-up settled, a pico of
+    rounding) goes to own money. What costs (a rebate that was too much) is taken from available money, first from
+    scoped credit that got it (`taken` is below zero); only what nothing covers becomes overrun.
     """
     accounts = ledger.accounts_lock(tenant_id=tree.tenant_id, currency=currency)
     insert_rows(UsageEvent, [_event_row(charge)])
@@ -142,11 +143,16 @@ def correction_post(
             effective_at=utcnow(),
         )
         scoped = ledger.scoped_accounts(tenant_id=tree.tenant_id, currency=currency)
-        credited = _credited(-charge.cost, accounts, scoped, taken)
-        amounts = credited | {accounts[AccountKind.REVENUE].id: charge.cost}
+        if charge.cost < 0:
+            credited = _credited(-charge.cost, accounts, scoped, taken)
+            paid = {account_id: -amount for account_id, amount in credited.items()}
+        else:
+            got = [Available(account.id, min(account.available, -taken.get(account.id, 0))) for account in scoped]
+            paid = _late_paid(charge.cost, accounts, first=[item for item in got if item.amount > 0])
+        amounts = {account_id: -amount for account_id, amount in paid.items()}
+        amounts[accounts[AccountKind.REVENUE].id] = charge.cost
         ledger.entries_write(tx_id=tx_id, currency=currency, amounts=amounts)
         posted[charge.event.event_id] = tx_id
-        paid = {account_id: -amount for account_id, amount in credited.items()}
         parts = _parts(paid, [*accounts.values(), *scoped])
         leaves.append((None, receipts.funding_leaf(tx_id=tx_id, currency=currency, parts=parts)))
     insert_rows(RatedLine, [_line_row(charge, line, posted) for line in charge.lines])
@@ -230,13 +236,13 @@ def _draws_write(tx_id: UUID, draws: Sequence[tuple[Hold, int]]) -> dict[int, in
     return paid
 
 
-def _late_paid(total: int, accounts: dict[str, LedgerAccount]) -> dict[int, int]:
-    """Account id → what it pays, from balances as they are after the draws."""
+def _late_paid(total: int, accounts: dict[str, LedgerAccount], *, first: Sequence[Available] = ()) -> dict[int, int]:
+    """Account id → what it pays, from balances as they are after the draws; `first` before all others."""
     payers = ledger.spending(accounts)
     for account in payers:
         account.refresh_from_db(fields=("posted", "held"))
     available = [Available(account.id, account.available) for account in payers]
-    return pay_late(total, available, accounts[AccountKind.OVERRUN].id)
+    return pay_late(total, [*first, *available], accounts[AccountKind.OVERRUN].id)
 
 
 def _leaf(charge: Charge) -> tuple[UUID | None, bytes]:

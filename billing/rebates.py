@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Q, QuerySet, Sum
 
 from billing.models import LedgerEntry, PriceSheet, RatedLine, UsageEvent
 from billing.packages import covered_pico
-from billing.posting import Charge, charges_post, correction_post, taken_by, tenant_lock
+from billing.posting import Charge, correction_post, taken_by, tenant_lock
 from billing.selectors import sheet_for
 from kernel import usage
 from kernel.clock import utcnow
@@ -36,12 +36,12 @@ def rebates_post(
     tree = tenant_lock(tenant_id=tenant_id)
     charges = list(_charges(tenant_id, currency, period, now or utcnow()))
     for charge in charges:
-        if charge.cost < 0:
-            taken = _taken(charge.event, period)
-            source_id = str(charge.event.subject_id)
-            correction_post(tree=tree, currency=currency, charge=charge, taken=taken, source_id=source_id)
-        else:
-            charges_post(tree=tree, currency=currency, charges=[charge], source_id="rebates")
+        lines = _lines(charge.event, period)
+        # What is given goes where the month's use was paid from; what was too much comes from where it went.
+        of = lines.exclude(meter=PACKAGE) if charge.cost < 0 else lines.filter(meter=REBATE)
+        taken = taken_by(LedgerEntry.objects.filter(tx__in=of.values("tx")))
+        source_id = str(charge.event.subject_id)
+        correction_post(tree=tree, currency=currency, charge=charge, taken=taken, source_id=source_id)
     return len(charges)
 
 
@@ -95,15 +95,14 @@ def _charges(tenant_id: UUID, currency: str, period: tuple[datetime, datetime], 
         yield Charge(event, (line,), "", None, event.payload_sha256())
 
 
-def _taken(event: usage.UsageEvent, period: tuple[datetime, datetime]) -> dict[int, int]:
-    """Account → what the month's use of the rebate's SKU took from it, less what came back before."""
+def _lines(event: usage.UsageEvent, period: tuple[datetime, datetime]) -> "QuerySet[RatedLine]":
+    """The month's use of the rebate's SKU, and what came back of it before."""
     start, end = period
-    lines = RatedLine.objects.filter(
+    return RatedLine.objects.filter(
         event__tenant_id=event.tenant_id,
         event__sku=event.sku,
         event__region=event.region,
         event__sheet__currency=event.currency,
         event__started_at__gte=start,
         event__started_at__lt=end,
-    ).exclude(meter=PACKAGE)
-    return taken_by(LedgerEntry.objects.filter(tx__in=lines.values("tx")))
+    )

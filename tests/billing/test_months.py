@@ -9,7 +9,7 @@ import pytest
 from billing import books, ledger, months, rebates, tasks
 from billing.corrections import usage_correct
 from billing.ingest import events_ingest
-from billing.models import Invoice, InvoiceLine, UsageEvent
+from billing.models import Invoice, InvoiceLine, LedgerTx, UsageEvent
 from billing.services import promo_grant, sheet_publish
 from kernel.ids import derived_id
 from kernel.pricing import OUT, Rate, Sheet, Tier
@@ -166,3 +166,6 @@ def test_tiers_rebate_a_month_as_a_line_of_its_invoice_and_follow_its_correction
     ]
     assert [invoice.total_minor for invoice in invoices(berth)] == [20]
     assert berth.posted()["revenue"] == 20 * UNIT // 100
+    # What was given too much is no usage that came late, and pages nobody.
+    kinds = LedgerTx.objects.filter(tenant_id=berth.tenant_id, source_type="usage").order_by("recorded_at")
+    assert list(kinds.values_list("kind", flat=True)) == ["usage", "correction", "correction", "correction"]
