@@ -159,6 +159,7 @@ class Lender:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(5)
+        self._world.redis.delete(wire.WANT)  # what it had no time for is not the next one's
 
     def _run(self) -> None:
         while not self._stop.is_set():
