@@ -42,8 +42,8 @@ def operation_ask(*, action: str, arguments: Arguments, actor: str) -> Operation
     """Do an operator's act; above the limit keep it for a second person instead, and return it.
 
     `action` is topup or grant {tenant_id, amount, idem_key}, credit {the same, scope, value, expires_at},
-    reverse {tx_id}, correct {event_id, counts, reason}, pay {invoice_id, received}; amounts are decimal strings,
-    instants ISO 8601.
+    credit-limit {tenant_id, amount}, reverse {tx_id}, correct {event_id, counts, reason}, pay {invoice_id,
+    received}; amounts are decimal strings, instants ISO 8601.
     Problems: invalid_parameter, not_found, and those of the act itself.
     """
     if action not in ACTIONS:
@@ -119,11 +119,15 @@ def _worth(action: str, arguments: Arguments) -> Worth:
 
 
 def _money_worth(arguments: Arguments) -> Worth:
+    if not arguments["idem_key"]:
+        raise ValueError("idem_key is empty")
+    return _amount_worth(arguments)
+
+
+def _amount_worth(arguments: Arguments) -> Worth:
     tenant = Tenant.objects.filter(id=UUID(arguments["tenant_id"])).first()
     if tenant is None:
         raise Problem(NOT_FOUND, f"there is no tenant {arguments['tenant_id']}")
-    if not arguments["idem_key"]:
-        raise ValueError("idem_key is empty")
     return Worth(tenant.id, tenant.currency, money.parse(arguments["amount"]))
 
 
@@ -188,6 +192,12 @@ def _credit(worth: Worth, arguments: Arguments, actor: str) -> object:
     )
 
 
+def _credit_limit(worth: Worth, arguments: Arguments, actor: str) -> object:
+    return services.credit_limit_set(
+        tenant_id=worth.tenant_id, currency=worth.currency, limit_pico=worth.amount_pico, actor=actor
+    )
+
+
 def _credit_worth(arguments: Arguments) -> Worth:
     if datetime.fromisoformat(arguments["expires_at"]).tzinfo is None:
         raise ValueError("expires_at has no zone")
@@ -215,6 +225,7 @@ ACTIONS = {
     "topup": Action(_money_worth, _topup),
     "grant": Action(_money_worth, _grant),
     "credit": Action(_credit_worth, _credit),
+    "credit-limit": Action(_amount_worth, _credit_limit),
     "reverse": Action(_reversal_worth, _reverse),
     "correct": Action(_correction_worth, _correct),
     "pay": Action(_payment_worth, _pay),

@@ -46,6 +46,26 @@ def accounts_open(*, tenant_id: UUID, currency: str, credit_limit_pico: int | No
         _accounts_open(tenant_id, currency, credit_limit_pico)
 
 
+@transaction.atomic
+def credit_limit_set(*, tenant_id: UUID, currency: str, limit_pico: int, actor: str) -> None:
+    """Agree how much a tenant may pay afterwards; 0 is nothing more.
+
+    Problem INVALID_PARAMETER for a limit below zero, or below what is owed or held already.
+    """
+    ledger.accounts_lock(tenant_id=tenant_id, currency=currency)
+    owed = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind=AccountKind.RECEIVABLE).first()
+    used_pico = owed.held - owed.posted if owed else 0
+    if limit_pico < used_pico:
+        raise Problem(
+            INVALID_PARAMETER,
+            f"amount is below the {to_string(used_pico)} {currency} that are owed or held; have that paid first",
+            param="amount",
+        )
+    accounts_open(tenant_id=tenant_id, currency=currency, credit_limit_pico=limit_pico)
+    detail = {"limit": to_string(limit_pico), "currency": currency}
+    audit_write(actor=actor, tenant_id=tenant_id, action="tenant.credit_limit", detail=detail)
+
+
 def topup(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str) -> UUID:
     """Credit money that came in; what is owed in overrun is settled first. The id of the transaction.
 

@@ -15,7 +15,7 @@ from kernel import keys
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS
 from kernel.pricing import canonical
-from kernel.problems import CONFLICT, INVALID_PARAMETER, Problem
+from kernel.problems import CONFLICT, INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.models import ApiKey, EndpointCap, Membership, Quota, Role, Scope, Standing, Tenant, TenantKind
 
 DEFAULT_QUOTAS = {"endpoints": 20, "accelerators": 16}
@@ -76,13 +76,16 @@ def quota_set(*, tenant_id: UUID, resource: str, limit: int, actor: str = "opera
 
 
 @transaction.atomic
-def standing_set(*, tenant_id: UUID, standing: str, actor: str) -> None:
-    """Billing's verdict on a tenant; the projection carries it to the gateways."""
+def standing_set(*, tenant_id: UUID, standing: str, actor: str, reason: str = "") -> None:
+    """Billing's verdict on a tenant, or a person's with a reason; the projection carries it to the gateways."""
     if standing not in Standing.values:
         raise Problem(INVALID_PARAMETER, f"standing is one of {', '.join(Standing.values)}", param="standing")
-    Tenant.objects.filter(id=tenant_id).update(standing=standing)
+    if not Tenant.objects.filter(id=tenant_id).update(standing=standing):
+        raise Problem(NOT_FOUND, f"there is no tenant {tenant_id}")
     keys_renew(tenant_id=tenant_id)
-    audit_write(actor=actor, tenant_id=tenant_id, action=f"tenant.{standing}", detail={})
+    audit_write(
+        actor=actor, tenant_id=tenant_id, action=f"tenant.{standing}", detail={"reason": reason} if reason else {}
+    )
 
 
 def keys_renew(*, tenant_id: UUID) -> None:

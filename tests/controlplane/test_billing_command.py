@@ -21,6 +21,7 @@ from inference.pools import pool_ensure_local
 from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.pricing import ACCEL_SECOND, OUT, Package, Rate, Sheet
+from tenants.models import AuditLog, Tenant
 from tenants.selectors import quota_limit
 from tenants.services import tenant_create
 from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour, one
@@ -62,6 +63,38 @@ def test_credit_is_booked_once_per_reference_and_waits_above_the_limit(database:
     other = billing("topup", tenant, "12", "wire-3").split()[1]
     billing("refuse", other)
     assert other not in billing("waiting")
+
+
+def test_a_tenant_is_suspended_and_let_back_by_hand_with_a_reason(database: None) -> None:
+    berth = harbour(money=0)
+    tenant = ids.encode(ids.TENANT, berth.tenant_id)
+    for standing in ("suspended", "active"):
+        assert billing("standing", tenant, standing, "--reason", f"why {standing}") == f"{tenant} is {standing}"
+        assert Tenant.objects.get(id=berth.tenant_id).standing == standing
+        said = AuditLog.objects.get(tenant_id=berth.tenant_id, action=f"tenant.{standing}")
+        assert (said.actor, said.detail) == ("ann", {"reason": f"why {standing}"})
+    with pytest.raises(CommandError, match="standing is one of active, suspended"):
+        billing("standing", tenant, "away", "--reason", "a slip")
+    with pytest.raises(CommandError, match="there is no tenant"):
+        billing("standing", uuid4(), "active", "--reason", "a slip")
+
+
+def test_agreed_credit_is_set_by_hand_and_waits_above_the_limit(database: None, settings: Any) -> None:
+    settings.TWO_PERSON_ABOVE = "10"
+    berth = harbour(money=0)
+    assert billing("credit-limit", berth.tenant_id, "5") == "done"
+    assert balance_for(berth.tenant_id).available_pico == 5 * UNIT
+    operation = billing("credit-limit", berth.tenant_id, "11").split()[1]
+    assert balance_for(berth.tenant_id).available_pico == 5 * UNIT
+    billing("approve", operation, actor="bob")
+    assert balance_for(berth.tenant_id).available_pico == 11 * UNIT
+    said = AuditLog.objects.filter(tenant_id=berth.tenant_id, action="tenant.credit_limit").order_by("seq")
+    assert [(row.actor, row.detail["limit"]) for row in said] == [("ann", "5"), ("bob", "11")]
+    berth.hold(3 * UNIT)
+    with pytest.raises(CommandError, match="below the 3 USD that are owed or held"):
+        billing("credit-limit", berth.tenant_id, "2")
+    with pytest.raises(CommandError, match="amount"):
+        billing("credit-limit", berth.tenant_id, "-1")
 
 
 def test_an_invoice_goes_from_draft_to_void_by_hand(database: None) -> None:

@@ -193,6 +193,7 @@ OPERATIONS = {
     "reverse": _("Reversal"),
     "correct": _("Correction of usage"),
     "credit": _("Promotional credit"),
+    "credit-limit": _("Agreed credit"),
     "pay": _("Payment"),
 }
 METER_OK, METER_LATE = _good(_("Up to date")), _warning(_("Behind"))

@@ -1,4 +1,4 @@
-"""The operator's door to money: credit, corrections, invoices, prices, quotas; every act is in the audit log."""
+"""The operator's door to money: credit, corrections, invoices, prices, quotas, standing; all in the audit log."""
 
 import getpass
 import json
@@ -25,18 +25,19 @@ from controlplane.listings import listings_unrated
 from kernel import ids
 from kernel.pricing import sheet_from_body
 from kernel.problems import Problem
-from tenants.services import quota_set
+from tenants.services import quota_set, standing_set
 
 Options = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A subcommand: `arguments` are its positional names, `run` returns the line to print."""
+    """A subcommand: `arguments` are its positional names, `run` returns the line to print; `reasoned` asks for why."""
 
     says: str
     arguments: tuple[str, ...]
     run: Callable[[Options], str]
+    reasoned: bool = False
 
 
 class Command(BaseCommand):
@@ -49,6 +50,8 @@ class Command(BaseCommand):
             sub.add_argument("--as", dest="actor", default=getpass.getuser(), help="who acts (audit log)")
             for argument in act.arguments:
                 sub.add_argument(argument, type=_TYPES.get(argument, str))
+            if act.reasoned:
+                sub.add_argument("--reason", required=True, help="why (audit log)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -136,6 +139,12 @@ def _unrated(_: Options) -> str:
     return "\n".join(f"{item.sku} {item.currency}: {', '.join(item.meters)}" for item in listings_unrated()) or "none"
 
 
+def _standing(options: Options) -> str:
+    tenant_id = UUID(options["tenant"])
+    standing_set(tenant_id=tenant_id, standing=options["standing"], actor=options["actor"], reason=options["reason"])
+    return f"{ids.encode(ids.TENANT, tenant_id)} is {options['standing']}"
+
+
 MONEY = ("tenant", "amount", "reference")
 ACTS = {
     "topup": Act("credit money that came in; the same reference credits once", MONEY, _money("topup")),
@@ -158,6 +167,14 @@ ACTS = {
         "sell a tenant a token package of a SKU, from its available money",
         ("tenant", "sku", "name", "reference"),
         _package,
+    ),
+    "credit-limit": Act(
+        "agree how much a tenant may pay afterwards; 0 is nothing more",
+        ("tenant", "amount"),
+        lambda o: _ask("credit-limit", o, tenant_id=o["tenant"], amount=o["amount"]),
+    ),
+    "standing": Act(
+        "suspend a tenant, or let it back: active or suspended", ("tenant", "standing"), _standing, reasoned=True
     ),
     "reverse": Act("mirror a top-up or grant", ("tx",), lambda o: _ask("reverse", o, tx_id=o["tx"])),
     "correct": Act(
