@@ -4,6 +4,7 @@ No container engine is at hand where these tests run. compose-spec.json is the s
 specification's own Go library carries (github.com/compose-spec/compose-go/v2 v2.16.2, Apache-2.0).
 """
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from controlplane.embedded import environment, parts
 
@@ -81,3 +83,18 @@ def test_no_container_looks_for_another_one_on_its_own_loopback(compose: dict[st
 def test_whatever_talks_to_engines_shares_the_agents_network(compose: dict[str, Any]) -> None:
     sharing = {name for name, service in compose["services"].items() if service.get("network_mode") == "service:agent"}
     assert sharing == {"gateway", "worker"}
+
+
+def test_the_console_tells_visitors_behind_a_proxy_on_the_host_apart(compose: dict[str, Any]) -> None:
+    setting = compose["services"]["web"]["environment"]["FORWARDED_ALLOW_IPS"]
+    trusted = setting.removeprefix("${FORWARDED_ALLOW_IPS:-").removesuffix("}")
+    seen: list[str] = []
+
+    async def console(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    door = ProxyHeadersMiddleware(console, trusted_hosts=trusted)
+    for peer in ("172.18.0.1", "192.168.16.1", "203.0.113.1"):
+        scope = {"type": "http", "client": (peer, 1), "headers": [(b"x-forwarded-for", b"198.51.100.7")]}
+        asyncio.run(door(scope, None, None))  # type: ignore[arg-type]
+    assert seen == ["198.51.100.7", "198.51.100.7", "203.0.113.1"]
