@@ -1,6 +1,7 @@
 """Reads of the billing room. Amounts are pico-units; a web process sees one tenant's rows."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -83,11 +84,11 @@ def balance_for(tenant_id: UUID) -> Balance:
     )
 
 
-def usage_total(tenant_id: UUID, since: datetime, *, api_key_id: UUID | None = None, endpoint_id: str = "") -> int:
-    """Pico-units of the usage that began since then, of one key or at one endpoint."""
+def usage_total(tenant_id: UUID, since: datetime, *, api_key_ids: Sequence[UUID] = (), endpoint_id: str = "") -> int:
+    """Pico-units of the usage that began since then, of some keys or at one endpoint."""
     lines = RatedLine.objects.filter(event__tenant_id=tenant_id, event__started_at__gte=since)
-    if api_key_id is not None:
-        lines = lines.filter(event__api_key_id=api_key_id)
+    if api_key_ids:
+        lines = lines.filter(event__api_key_id__in=api_key_ids)
     if endpoint_id:
         lines = lines.filter(event__endpoint_id=endpoint_id)
     return int(lines.aggregate(total=Sum("amount"))["total"] or 0)

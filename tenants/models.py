@@ -109,6 +109,7 @@ class ApiKey(models.Model):
     """A tenant's key. Only its digest is stored; `version` grows with every change of the record.
 
     `tpm_…` are tokens per minute, `…_cap_pico` pico-units of the tenant's currency per calendar month; 0 is no limit.
+    `rotated_from` is the id of the key that this one succeeds.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -130,6 +131,7 @@ class ApiKey(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
+    rotated_from = models.UUIDField(null=True)
 
     class Meta:
         db_table = "api_key"

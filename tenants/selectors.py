@@ -58,6 +58,14 @@ def tenant_get(tenant_id: UUID) -> Tenant:
     return Tenant.objects.get(id=tenant_id)
 
 
+def api_key_line(key_id: UUID) -> list[UUID]:
+    """A key and those that it succeeds, one after the other, the newest first."""
+    line = [key_id]
+    while before := ApiKey.objects.filter(id=line[-1]).values_list("rotated_from", flat=True).first():
+        line.append(before)
+    return line
+
+
 def member_list_for(tenant_id: UUID) -> list[Membership]:
     """A tenant's members with their `user`, by name."""
     return list(Membership.objects.filter(tenant_id=tenant_id).select_related("user").order_by("user__username"))

@@ -151,6 +151,7 @@ def api_key_rotate(*, key: ApiKey, actor: str) -> tuple[ApiKey, ApiKey, str]:
         scopes=old.scopes,
         allowed_models=old.allowed_models,
         expires_at=old.expires_at,
+        rotated_from=old.id,
         **{limit: getattr(old, limit) for limit in KEY_LIMITS},
     )
     overlap_end = now + ROTATION_OVERLAP

@@ -20,6 +20,7 @@ from kernel import ids, wire
 from kernel.clock import month_of, utcnow
 from kernel.pricing import canonical
 from tenants.models import ApiKey, Scope, Standing, Tenant
+from tenants.selectors import api_key_line
 
 AT_ONCE = 500  # records in one write to Redis
 # Deployments whose pods are written at once; gateways wait for so long.
@@ -86,6 +87,7 @@ def cut_streams(key_id: str) -> None:
 def seed_spend(record: wire.KeyRecord) -> None:
     """Begin the month's counter of each cap with what is posted, where Redis has none: never touch one that runs.
 
+    A rotated key goes on from what its predecessors spent; what the old one spends on its last day counts there alone.
     Before the record itself, where the tenant's usage can be read. Events do not carry an end user, so a cap
     per end user begins at nothing after a Redis was lost.
     """
@@ -98,7 +100,10 @@ def seed_spend(record: wire.KeyRecord) -> None:
     for whose, key_id, endpoint_id in capped:
         name = wire.spend(whose, wire.month(start))
         if not client().exists(name):
-            spent = billing.usage_total(UUID(record.tenant_id), start, api_key_id=key_id, endpoint_id=endpoint_id)
+            key_ids = api_key_line(key_id) if key_id else []
+            spent = billing.usage_total(UUID(record.tenant_id), start, api_key_ids=key_ids, endpoint_id=endpoint_id)
+            for before in key_ids[1:2]:  # its counter knows what is under way, too
+                spent = max(spent, int(client().get(wire.spend(str(before), wire.month(start))) or 0))
             client().set(name, spent, nx=True, exat=int(end.timestamp()) + wire.KEPT_S)
 
 

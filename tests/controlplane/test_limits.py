@@ -97,6 +97,23 @@ def test_a_cap_counts_from_the_months_beginning_and_an_empty_redis_is_seeded(
     assert record(gateways, key.public_id).endpoint_caps_pico == {}
 
 
+def test_a_rotated_key_counts_on_with_what_its_predecessors_spent(gateways: "redis.Redis[bytes]") -> None:
+    harbour = build()
+    key, _ = services.api_key_create(tenant_id=harbour.tenant_id, name="k", actor="t")
+    event = harbour.event(api_key_id=key.id)
+    harbour.ingest(event)
+    keys.key_limit(key=key, limits={"spend_cap_pico": 10**12}, actor="t")
+    month = wire.month(utcnow())
+    gateways.incrby(wire.spend(str(key.id), month), 5)  # admitted and not on the books yet
+    second, _ = keys.key_rotate(key=key, actor="t")
+    third, _ = keys.key_rotate(key=second, actor="t")
+    counters = [wire.spend(str(one.id), month) for one in (key, second, third)]
+    assert [int(gateways.get(name) or 0) for name in counters] == [event.quoted_pico + 5] * 3
+    gateways.flushdb()
+    projection.project_all()
+    assert [int(gateways.get(name) or 0) for name in counters] == [event.quoted_pico] * 3
+
+
 def test_a_cap_taken_away_and_set_again_counts_what_was_spent_between(gateways: "redis.Redis[bytes]") -> None:
     harbour = build()
     key, _ = services.api_key_create(tenant_id=harbour.tenant_id, name="k", actor="t")
