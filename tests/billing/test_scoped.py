@@ -9,13 +9,15 @@ import redis
 from billing import lender, scoped, services
 from billing.corrections import usage_correct
 from billing.models import Credit, LedgerAccount
+from billing.rebates import rebates_post
 from billing.selectors import balance_for, purses_of
 from kernel import wire
-from kernel.clock import utcnow
+from kernel.clock import month_of, utcnow
+from kernel.pricing import OUT, Rate, Sheet, Tier
 from kernel.problems import Problem
 from tenants.models import ApiKey
 from tenants.services import api_key_create
-from tests.billing.harbour import REGION, UNIT, Harbour, dedicated, harbour
+from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, dedicated, harbour
 from tests.conftest import as_role
 
 COST = 100 * 280_000 + 20 * 420_000
@@ -82,6 +84,27 @@ def test_it_is_lent_whole_drawn_by_its_own_usage_and_given_back_by_a_correction(
     assert berth.posted()["prepaid"] == 10 * UNIT
     usage_correct(event_id=event.event_id, counts={"out": -20}, actor="ann", reason="garbled")
     assert left(credit) == UNIT - 28_000_000
+
+
+def test_a_rebate_that_was_too_much_comes_from_the_credit_that_got_it(
+    database: None, gateway_redis: "redis.Redis"
+) -> None:
+    berth = harbour(money=0)
+    sheet = Sheet(f"{berth.sku}-half", REGION, "USD", LONG_AGO, {OUT: Rate(1000)}, tiers=(Tier(0, 500),))
+    services.sheet_publish(sheet=sheet, actor="t")
+    berth.sheet, berth.sku = sheet, sheet.sku
+    credit = give(berth, release(berth))
+    lender.lender_pass(gateway_redis, region=REGION)
+    generation = int(gateway_redis.hget(wire.float_key(berth.tenant_id, credit.account.purse, "USD"), "gen"))  # type: ignore[arg-type]
+    event = berth.event(purse=credit.account.purse, generation=generation, counts={OUT: 100})
+    berth.ingest(event)
+    month = month_of(event.started_at)
+    rebates_post(tenant_id=berth.tenant_id, currency="USD", period=month)
+    assert left(credit) == UNIT - 50_000
+    usage_correct(event_id=event.event_id, counts={OUT: -40}, actor="ann", reason="garbled")
+    rebates_post(tenant_id=berth.tenant_id, currency="USD", period=month)
+    assert left(credit) == UNIT - 30_000
+    assert "overrun" not in berth.posted()
 
 
 def test_what_is_left_goes_back_to_its_source_once_it_expires_also_what_is_lent(
