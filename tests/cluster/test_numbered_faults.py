@@ -157,8 +157,13 @@ def test_fault_31_a_silent_watch_ends_in_time_and_the_next_list_has_the_change(
     monkeypatch.setattr(watcher, "FOLLOW_S", 0.5)
     proxy.faults["WATCH"] = faults.hang
     deployment = endpoint.deployments.get()
-    drop = ("deployments", name_of(deployment.id), {"spec": {"replicas": 0}})
-    silent = threading.Timer(0.2, site.patch, (endpoint.tenant_id, *drop))
+    proxy.asked.clear()
+
+    def drop_once_watched():
+        until(lambda: any(kind == "WATCH" for kind, _ in proxy.asked))
+        site.patch(endpoint.tenant_id, "deployments", name_of(deployment.id), {"spec": {"replicas": 0}})
+
+    silent = threading.Thread(target=drop_once_watched)
     silent.start()
     watcher.follow(pool.cluster, clusters.cluster(pool.cluster), threading.Event())
     silent.join()
