@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -145,6 +146,14 @@ def test_a_taken_port_is_answered_with_its_holder_and_the_way_out() -> None:
     assert sentence.startswith(f"port {port} is taken by {Path(sys.executable).name} -uc import socket")
     assert sentence.endswith(f"(pid {other.pid}): stop it or set WEB_LISTEN")
     ports.require_free(f"127.0.0.1:{port}", "")
+
+
+def test_who_holds_a_port_is_told_by_address_for_engines_share_the_consoles() -> None:
+    with socket.create_server(("127.0.0.7", 0)) as engine:
+        port = engine.getsockname()[1]
+        assert ports.holder_of(f"127.0.0.8:{port}") is None
+        for listen in (f"127.0.0.7:{port}", f"0.0.0.0:{port}"):
+            assert f"(pid {os.getpid()})" in (ports.holder_of(listen) or "")
 
 
 def test_private_ports_are_chosen_once(tmp_path: Path) -> None:

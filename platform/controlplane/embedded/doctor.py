@@ -183,7 +183,7 @@ def listeners(environ: Environ) -> str:
     seen = []
     for variable, part in (("WEB_LISTEN", "web"), ("GATEWAY_LISTEN", "gateway")):
         port = ports.split(environ[variable])[1]
-        holder = ports.holder_of(port)
+        holder = ports.holder_of(environ[variable])
         if holder is None:
             raise Trouble(f"nobody listens on port {port} of {variable}: run `make up`")
         if f"(pid {running.get(part, {}).get('pid')})" not in holder:

@@ -42,14 +42,14 @@ def require_free(listen: str, way_out: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            holder = holder_of(port)
+            holder = holder_of(listen)
             taken = f"is taken by {holder}" if holder else f"cannot be used ({error.strerror})"
             raise PortTaken(f"port {port} {taken}: {way_out}") from error
 
 
-def holder_of(port: int) -> str | None:
-    """Who listens on a TCP port, as `command line (pid 12)`; None when nobody does."""
-    inodes = _listening_inodes(port)
+def holder_of(listen: str) -> str | None:
+    """Who listens on `host:port`, as `command line (pid 12)`; None when nobody does."""
+    inodes = _listening_inodes(*split(listen))
     if not inodes:
         return None
     wanted = {f"socket:[{inode}]" for inode in inodes}
@@ -68,14 +68,27 @@ def _command_line(process: Path) -> str:
     return " ".join((Path(program).name, *arguments))[:60]
 
 
-def _listening_inodes(port: int) -> set[str]:
-    """The inodes of the sockets that listen on this port, in the columns of proc(5)'s net/tcp."""
-    listen_state = "0A"
+def _listening_inodes(host: str, port: int) -> set[str]:
+    """The inodes of the sockets that listen there, in the columns of proc(5)'s net/tcp.
+
+    Engines listen on the same port as the console, each on a loopback address of its own.
+    """
+    listen_state, wildcards = "0A", {"0" * 8, "0" * 32}
+    ours = _address_in_proc(host)
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         path = Path(table)
         rows = path.read_text().splitlines()[1:] if path.exists() else []
         for row in (line.split() for line in rows):
-            if row[3] == listen_state and int(row[1].rpartition(":")[2], 16) == port:
+            address, _, number = row[1].rpartition(":")
+            meets = ours in wildcards or address in wildcards or address == ours
+            if row[3] == listen_state and int(number, 16) == port and meets:
                 inodes.add(row[9])
     return inodes
+
+
+def _address_in_proc(host: str) -> str:
+    """An address as net/tcp spells it: words of four bytes, each the other way round, in hex."""
+    family, _, _, _, at = socket.getaddrinfo(host, None)[0]
+    packed = socket.inet_pton(family, str(at[0]))
+    return "".join(packed[first : first + 4][::-1].hex() for first in range(0, len(packed), 4)).upper()
