@@ -1,7 +1,10 @@
 """What is billed against what a real engine itself has counted, over a mixture of everything that clients do."""
 
+import json
+import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +18,16 @@ from tests.scenarios.test_shared_endpoint import engine_counters
 from tests.services import soak, wait_until
 
 pytestmark = pytest.mark.engine
+log = logging.getLogger(__name__)
 
 EVENTS = """
-SELECT subject_id::text, (counts ->> 'in_hit')::int + (counts ->> 'in_miss')::int, (counts ->> 'out')::int,
-  waste, finish
+SELECT subject_id::text, (counts ->> 'in_hit')::int, (counts ->> 'in_miss')::int,
+  (counts ->> 'out')::int + COALESCE((counts ->> 'reasoning')::int, 0), waste, finish
 FROM usage_event WHERE kind = 'tokens' AND started_at >= to_timestamp(%s)
 """
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+PLACES = {"type": "object", "properties": {"place": {"enum": ["bow", "stern"]}}, "required": ["place"]}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": PLACES}}]
+SCRAPE_S = 20  # the engines' counters are read every fifteen seconds
 PREFIX = "the harbour and the sea and the ships that lie at anchor " * 30
 
 Ask = tuple[str, dict[str, Any]]
@@ -48,7 +54,8 @@ def several(chance: random.Random) -> Ask:
 
 def tools(chance: random.Random) -> Ask:
     path, body = chat(chance)
-    return path, {**body, "tools": TOOLS, "tool_choice": "none"}  # this recipe has no parser for calls
+    named = {"type": "function", "function": {"name": "look"}}  # this recipe has no parser for other calls
+    return path, {**body, "tools": TOOLS, "tool_choice": chance.choice(["none", named])}
 
 
 def text(chance: random.Random) -> Ask:
@@ -81,11 +88,16 @@ REFUSED = (too_long, malformed)
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of one request: `status` is None where the client left, `request_id` where it left before a head."""
+    """What became of one request: `status` is None where the client left, `request_id` where it left before a head.
 
+    `text` is what was read of the answer.
+    """
+
+    kind: str
     status: int | None
     request_id: str | None
     n: int
+    text: bytes = b""
 
 
 def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
@@ -111,29 +123,32 @@ def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
         )
     except urllib3.exceptions.TimeoutError:
         assert leaves
-        return Sent(None, None, n)
+        return Sent(kind.__name__, None, None, n)
     assert (answer.status, kind in REFUSED) in ((200, False), (400, True)), (answer.status, path, body)
-    request_id = answer.headers["x-request-id"]
+    request_id, text = answer.headers["x-request-id"], b""
+    wanted = chance.randint(1, 20_000) if leaves and stream else 1 << 30
+    whole = False
     try:
-        wanted = chance.randint(1, 20_000) if leaves and stream else 1 << 30
-        while wanted > 0 and (piece := answer.read(64)):
-            wanted -= len(piece)
+        while len(text) < wanted and not whole:
+            piece = answer.read(64)
+            text, whole = text + piece, not piece
     except urllib3.exceptions.TimeoutError:
         assert leaves
-        wanted = 0
-    if wanted > 0:
+    if whole:
         answer.release_conn()
-        return Sent(answer.status, request_id, n)
+        return Sent(kind.__name__, answer.status, request_id, n, text)
     answer.close()
-    return Sent(None, request_id, n)
+    return Sent(kind.__name__, None, request_id, n, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """Sums over a quiet engine's window. The engine counts a prompt once for each of its `n` answers."""
 
+    sent: list[Sent]
     answered: int
     events: int
+    hit: int
     prompt: int
     prompt_times_n: int
     out: int
@@ -156,12 +171,14 @@ def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool
     events = moorage.query(EVENTS, began_s)
     times = {one.request_id: one.n for one in sent}
     return Window(
+        sent=sent,
         answered=sum(one.status == 200 for one in sent),
         events=len(events),
-        prompt=sum(prompt for _, prompt, _, _, _ in events),
-        prompt_times_n=sum(prompt * times.get(request_id, 1) for request_id, prompt, _, _, _ in events),
-        out=sum(out for _, _, out, _, _ in events),
-        waste=sum(waste for _, _, _, waste, _ in events),
+        hit=sum(hit for _, hit, *_ in events),
+        prompt=sum(hit + miss for _, hit, miss, *_ in events),
+        prompt_times_n=sum((hit + miss) * times.get(request_id, 1) for request_id, hit, miss, *_ in events),
+        out=sum(out for *_, out, _, _ in events),
+        waste=sum(waste for *_, waste, _ in events),
         aborted=sum(finish == "abort_client" for *_, finish in events),
         engine_prompt=after[0] - before[0],
         engine_out=after[1] - before[1],
@@ -192,23 +209,77 @@ def test_fault_27_a_prompt_never_seen_is_not_cached_and_a_repeat_is_in_whole_blo
     assert second["prompt_cache_hit_tokens"] % 16 == 0
 
 
+def figures(found: Window) -> str:
+    """Without the answers: what a run shows, and what a failure is about."""
+    told = {name: getattr(found, name) for name in Window.__slots__ if name != "sent"}
+    return json.dumps(told | {"kinds": Counter(one.kind for one in found.sent)})
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Sums over the windows of `manage.py unbilled`, by meter, and the requests that it names."""
+
+    made: Counter[str]
+    billed: Counter[str]
+    waste: int
+    requests: set[str]
+
+
+def listed(moorage: Moorage) -> Listed:
+    """What the operator's list says since the installation began; every rest has a request beside it."""
+    done = moorage.manage("unbilled", "--since", "2026-01-01T00:00:00+00:00")
+    assert done.returncode == 0, done.stderr
+    windows = [json.loads(line) for line in done.stdout.splitlines()]
+    for window in windows:
+        assert window["rest"] == window["made"] - window["billed"]
+        assert window["requests"] or window["rest"] == 0 or window["meter"] == "prompt", window
+    made, billed = Counter[str](), Counter[str]()
+    for window in windows:
+        made[window["meter"]] += window["made"]
+        billed[window["meter"]] += window["billed"]
+    waste = sum(window["waste"] for window in windows)
+    return Listed(made, billed, waste, {one["request_id"] for window in windows for one in window["requests"]})
+
+
 @pytest.mark.soak
 def test_without_an_abort_billed_is_what_the_engine_counted(moorage: Moorage, shared: str) -> None:
     found = mixture(moorage, shared, soak(1000), seed=1, aborts=False)
-    assert found.events == found.answered > 0, found
-    assert (found.prompt_times_n, found.out) == (found.engine_prompt, found.engine_out), found
-    assert found.waste == found.aborted == 0, found
+    log.info(figures(found))
+    assert {one.kind for one in found.sent} == {kind.__name__ for kind in KINDS}
+    assert found.hit > 0, figures(found)
+    assert any(b'"reasoning":"' in one.text for one in found.sent if one.status == 200)
+    assert any(b'"tool_calls":[{' in one.text for one in found.sent if one.kind == "tools")
+    assert found.events == found.answered > 0, figures(found)
+    assert (found.prompt_times_n, found.out) == (found.engine_prompt, found.engine_out), figures(found)
+    assert found.waste == found.aborted == 0, figures(found)
     moorage.assert_books()
 
 
 @pytest.mark.soak
-def test_with_aborts_at_random_points_billed_is_never_more_than_the_engine_counted(
+def test_with_aborts_at_random_points_billed_is_never_more_than_the_engine_counted_and_the_rest_is_listed(
     moorage: Moorage, shared: str
 ) -> None:
+    def scraped() -> bool:
+        return tuple(listed(moorage).made[meter] - before.made[meter] for meter in ("prompt", "generation")) == (
+            found.engine_prompt,
+            found.engine_out,
+        )
+
+    wait_until(lambda: quiet(moorage, shared), "a quiet engine", 120)
+    time.sleep(SCRAPE_S)
+    before = listed(moorage)
     found = mixture(moorage, shared, soak(1000), seed=100_000, aborts=True)
-    assert found.aborted > 0, found
-    assert found.prompt <= found.prompt_times_n <= found.engine_prompt, found
-    assert found.out + found.waste <= found.engine_out, found
+    log.info(figures(found))
+    assert found.aborted > 0, figures(found)
+    assert found.prompt <= found.prompt_times_n <= found.engine_prompt, figures(found)
+    assert found.out + found.waste <= found.engine_out, figures(found)
+    wait_until(scraped, "a list that reaches as far as the engine", 2 * SCRAPE_S)
+    after = listed(moorage)
+    billed = [after.billed[meter] - before.billed[meter] for meter in ("prompt", "generation")]
+    assert (*billed, after.waste - before.waste) == (found.prompt, found.out, found.waste)
+    left = {request_id for request_id, *_, finish in moorage.query(EVENTS, 0) if finish == "abort_client"}
+    assert left <= after.requests
+    log.info("the list names %d requests", len(after.requests - before.requests))
     moorage.assert_books()
 
 
