@@ -326,7 +326,9 @@ def _route(endpoint: Endpoint) -> wire.RouteRecord | None:
         running=endpoint.paused_at is None and endpoint.tenant.standing != Standing.SUSPENDED,
         created=int(endpoint.created_at.timestamp()),
         deployments=[
-            wire.DeploymentRoute(str(engine.id), item.weight, item.sku)
+            wire.DeploymentRoute(
+                str(engine.id), item.weight, item.sku, beyond_sku=item.carrier.sku if item.carrier else ""
+            )
             for item, engine in zip(deployments, engines, strict=True)
         ],
         tpm=sum(item.tpm for item in deployments),

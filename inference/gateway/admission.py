@@ -50,6 +50,7 @@ _SETTLE = Script(Path(__file__).with_name("settle.lua").read_text())
 class Ask:
     """What wants to be admitted. `key_anew` and `price_at` are asked again where Redis knows better.
 
+    `price_at` takes whether the request is beyond a reservation, and paid like any other one.
     `user` is the client's own name of its end user, "" where it gave none.
     """
 
@@ -60,7 +61,7 @@ class Ask:
     answers: int
     user: str
     key_anew: Callable[[], Awaitable[wire.KeyRecord]]
-    price_at: Callable[[datetime], Awaitable[Quote]]
+    price_at: Callable[[datetime, bool], Awaitable[Quote]]
     affordable: Callable[[Quote, int], int]  # (quote, free pico-units) -> max_tokens
 
 
@@ -107,25 +108,35 @@ class Admission:
         self._settling: set[asyncio.Future[Any]] = set()
 
     async def admit(self, ask: Ask) -> Grant:
-        """A place, and money for the worst case. Problem with the one cause that stood in the way."""
-        key, quote = ask.key, await ask.price_at(utcnow())
+        """A place, and money for the worst case. Problem with the one cause that stood in the way.
+
+        What is beyond a reservation falls to money; where that does not cover it, the reservation stood in the way.
+        """
+        key, quote = ask.key, await ask.price_at(utcnow(), False)
+        beyond: Problem | None = None
         lender: _Wish | None = None
         for _ in range(_TRIES):
             met = self._limits(ask, key, quote)
+            if beyond:
+                met = [limit for limit in met if limit.name != limits.RESERVED]
             cause, now_ms, *rest = await self._run(ask.request_id, key, quote, met)
             if cause == "admitted":
                 return _grant(ask.request_id, key, quote, met, now_ms, rest)
             if cause == "stale":
                 key = await ask.key_anew()
             elif cause == "repriced":
-                quote = await ask.price_at(from_ms(int(now_ms)))
+                quote = await ask.price_at(from_ms(int(now_ms)), beyond is not None)
             elif cause == "short" and rest[1] != "1" and (lender is None or lender.may_still_come()):
                 lender = lender or await self._ask_lender(key, quote.amount_pico)
                 await self._change(lender)
             elif cause == "short":
-                raise _short(quote, key, free=int(rest[0]), dry=rest[1] == "1", affordable=ask.affordable)
+                raise beyond or _short(quote, key, free=int(rest[0]), dry=rest[1] == "1", affordable=ask.affordable)
             elif cause == "over":
-                raise limits.refusal(met[int(rest[0]) - 1], int(rest[1]), time.time())
+                limit = met[int(rest[0]) - 1]
+                beyond = limits.refusal(limit, int(rest[1]), time.time())
+                if limit.name != limits.RESERVED:
+                    raise beyond
+                quote = await _paid(ask, beyond)
             else:
                 raise _refusal(cause, key)
         raise incomplete()
@@ -255,6 +266,14 @@ class Admission:
             except (Unreachable, ReplyError):  # it loads, or is a replica for a while
                 await asyncio.sleep(SETTLE_RETRY_S)
         log.error("request %s was not settled; its reservation expires", args[0])
+
+
+async def _paid(ask: Ask, beyond: Problem) -> Quote:
+    """The quote beyond a reservation; the reservation's refusal where nothing is priced there."""
+    try:
+        return await ask.price_at(utcnow(), True)
+    except Problem:
+        raise beyond from None
 
 
 def _grant(

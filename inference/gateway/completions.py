@@ -91,9 +91,10 @@ class Completions:
                 raise not_found(call.model)
             return newer
 
-        async def price_at(at: datetime) -> Quote:
+        async def price_at(at: datetime, beyond: bool) -> Quote:
+            sku = deployment.beyond_sku if beyond else deployment.sku
             sheets = await self._projection.sheets(
-                tenant_id=key.tenant_id, sku=deployment.sku, region=route.region, currency=key.currency
+                tenant_id=key.tenant_id, sku=sku, region=route.region, currency=key.currency
             )
             try:
                 return quote(sheets, at=at, size=size, answers=call.answers)

@@ -51,7 +51,7 @@ class Counting:
                 raise not_found(model)
             return newer
 
-        async def price_at(at: datetime) -> Quote:
+        async def price_at(at: datetime, _beyond: bool) -> Quote:
             sheets = await self._projection.sheets(
                 tenant_id=key.tenant_id, sku=deployment.sku, region=route.region, currency=key.currency
             )

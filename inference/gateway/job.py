@@ -120,7 +120,7 @@ def _nothing_yet(
         "tenant_id": grant.key.tenant_id,
         "subject_id": grant.request_id,
         "kind": TOKENS,
-        "sku": deployment.sku,
+        "sku": grant.quote.sheet.sku,
         "region": route.region,
         "currency": grant.key.currency,
         "started_at": started_at,

@@ -140,11 +140,14 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRoute:
-    """One recipe on one pool behind an endpoint. `sku` is what its tokens are priced under."""
+    """One recipe on one pool behind an endpoint. `sku` is what its tokens are priced under, `beyond_sku` what a
+    reservation's are once its tokens per minute are used up ("" elsewhere).
+    """
 
     deployment_id: str
     weight: int
     sku: str
+    beyond_sku: str = ""
 
 
 @dataclass(frozen=True, slots=True)

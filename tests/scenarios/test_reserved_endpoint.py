@@ -53,21 +53,29 @@ def test_a_tenant_keeps_a_share_of_the_shared_engine_and_pays_for_the_day(moorag
     wait_until(lambda: len(charged(moorage, endpoint_id)) == 1, "the day's charge", FOLLOWED_WITHIN_S)
     assert charged(moorage, endpoint_id) == [(f"{shared}:reserved", 1, DAY_PICO)]
 
-    def is_refused() -> bool:
+    def is_paid() -> bool:
         found = moorage.chat(endpoint_id, max_tokens=400)
-        if found.status == HTTPStatus.OK:
-            return False
-        assert found.status == HTTPStatus.TOO_MANY_REQUESTS, found.body
-        assert "reservation" in found.body["error"]["message"]
-        return True
+        assert found.status == HTTPStatus.OK, found.body
+        request_id = found.headers["x-request-id"]
+        beyond.append(request_id)
+        return bool(found.body["usage"]["cost"]["amount"] != "0")
 
-    wait_until(is_refused, "an answer beyond the reservation", FOLLOWED_WITHIN_S)
-    assert moorage.chat(shared).status == HTTPStatus.OK
+    beyond: list[str] = []
+    wait_until(is_paid, "an answer beyond the reservation, paid by the token", FOLLOWED_WITHIN_S)
+    event = moorage.event_of(beyond[-1])
+    assert event["sku"] == f"{shared}:shared"
+    assert event["amount"] != "0"
 
     assert scale(moorage, endpoint_id, 3000).status == HTTPStatus.ACCEPTED
     wait_until(lambda: len(charged(moorage, endpoint_id)) == 2, "the charge for more", FOLLOWED_WITHIN_S)
     assert charged(moorage, endpoint_id)[1] == (f"{shared}:reserved", 2, 2 * DAY_PICO)
-    wait_until(lambda: moorage.chat(endpoint_id, max_tokens=1500).status == HTTPStatus.OK, "room for more")
+
+    def is_free() -> bool:
+        found = moorage.chat(endpoint_id, max_tokens=1500)
+        assert found.status == HTTPStatus.OK, found.body
+        return bool(found.body["usage"]["cost"]["amount"] == "0")
+
+    wait_until(is_free, "room for more", 2 * FOLLOWED_WITHIN_S)
     assert scale(moorage, endpoint_id, 1000).status == HTTPStatus.ACCEPTED
     paused = moorage.call("POST", f"/endpoints/{endpoint_id}/pause")
     assert (paused.status, paused.body["code"]) == (HTTPStatus.CONFLICT, "conflict")

@@ -20,6 +20,7 @@ from kernel.problems import RESERVATION_EXCEEDED, SPEND_CAPPED, TOKENS_LIMITED, 
 from kernel.usage import UsageEvent
 
 PICO_PER_MICRO = 1_000_000
+RESERVED = "reserved"
 _ALL = "all"
 _SPEND = "spend"
 
@@ -32,7 +33,7 @@ _REFUSALS: dict[str, tuple[ProblemType, str]] = {
     "cached": (TOKENS_LIMITED, "This key's limit " + _TOKENS % "cached input"),
     "uncached": (TOKENS_LIMITED, "This key's limit " + _TOKENS % "uncached input"),
     "generated": (TOKENS_LIMITED, "This key's limit " + _TOKENS % "generated"),
-    "reserved": (RESERVATION_EXCEEDED, "This endpoint's reservation " + _TOKENS % "input and generated"),
+    RESERVED: (RESERVATION_EXCEEDED, "This endpoint's reservation " + _TOKENS % "input and generated"),
     "spend-key": (SPEND_CAPPED, _CAP % "this key"),
     "spend-endpoint": (SPEND_CAPPED, _CAP % "this endpoint"),
     "spend-user": (SPEND_CAPPED, _CAP % "each end user"),
@@ -142,7 +143,7 @@ def _of_tokens(key: wire.KeyRecord, route: wire.RouteRecord, size: Size, answers
         ("cached", IN_HIT, key.key_id, key.tpm_cached, prompt),
         ("uncached", IN_MISS, key.key_id, key.tpm_uncached, prompt),
         ("generated", OUT, key.key_id, key.tpm_generated, out),
-        ("reserved", _ALL, route.endpoint_id, route.tpm, prompt + out),
+        (RESERVED, _ALL, route.endpoint_id, route.tpm, prompt + out),
     )
     return [
         Limit(name, measures, wire.tpm(owner, name, minute), most, taken, (minute + 1) * 60)

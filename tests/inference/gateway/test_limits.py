@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -14,10 +15,11 @@ from inference.gateway.core import limits
 from inference.gateway.core.request import Size
 from inference.gateway.core.usage import Counts
 from kernel import wire
+from kernel.pricing import Rate
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.test_errors import refused
 from tests.inference.gateway.test_hangup import read_tokens
-from tests.inference.gateway.world import Gateway, World, gateway
+from tests.inference.gateway.world import SKU, Gateway, Tenant, World, gateway
 from tests.services import wait_until
 
 COST = 4 * 10 + 6 * 100 + 5 * 1000
@@ -134,6 +136,53 @@ def test_each_cause_has_its_own_code_and_sentence(
     refused(second, status, code, words)
     assert ("retry-after" in second.headers) == (status == 429)
     assert len(engine.asked) == 1
+
+
+RESERVED_SKU = "tiny:reserved"
+
+
+def reserve(world: World, tenant: Tenant, engine: Engine, tpm: int) -> wire.RouteRecord:
+    """A reservation: its own tokens are paid for by the day, those beyond it like the shared endpoint's."""
+    world.price(RESERVED_SKU, {"in_hit": Rate(0), "in_miss": Rate(0), "out": Rate(0)})
+    rides = wire.DeploymentRoute(str(uuid4()), 100, RESERVED_SKU, beyond_sku=SKU)
+    return world.endpoint(tenant, engine.address, tpm=tpm, deployments=[rides])
+
+
+def test_what_is_beyond_a_reservation_falls_to_money_and_its_event_says_so(
+    world: World, door: Gateway, engine: Engine
+) -> None:
+    tenant = world.tenant()
+    route = reserve(world, tenant, engine, 700)
+    before = tenant.free()
+    engine.plan = Plan(prompt_tokens=500, cached_tokens=0)
+    inside, beyond, again = (door.chat(tenant, route.endpoint_id) for _ in range(3))
+    cost = "0.000000055"  # 500 * 100 + 5 * 1000 pico
+    assert [answer.json()["usage"]["cost"]["amount"] for answer in (inside, beyond, again)] == ["0", cost, cost]
+    assert '"reserved";q=700' in inside.headers["ratelimit-policy"]
+    assert "reserved" not in beyond.headers["ratelimit-policy"]
+    events = door.events_of(tenant, at_least=3)
+    assert [(event.sku, event.quoted_pico) for event in events] == [(RESERVED_SKU, 0), (SKU, 55_000), (SKU, 55_000)]
+    assert [event.purse for event in events] == [None, "general", "general"]
+    wait_until(lambda: tenant.free() == before - 110_000, "settlement")
+    assert tokens(world, route.endpoint_id, "reserved") == 505  # of the first alone
+
+
+def test_beyond_a_reservation_money_that_is_short_or_a_cap_says_what_stood_in_the_way(
+    world: World, door: Gateway, engine: Engine
+) -> None:
+    tenant = world.tenant(free=0)
+    route = reserve(world, tenant, engine, 700)
+    engine.plan = Plan(prompt_tokens=500, cached_tokens=0)
+    assert door.chat(tenant, route.endpoint_id).status_code == 200
+    answer = door.chat(tenant, route.endpoint_id)
+    refused(answer, 429, "reservation_exceeded", "has 195 left")
+    assert 0 < int(answer.headers["retry-after"]) <= 60
+    tenant.lend(10**15)
+    tenant.change(endpoint_caps_pico={route.endpoint_id: 1})
+    refused(door.chat(tenant, route.endpoint_id), 402, "spend_cap_reached", "this endpoint")
+    tenant.change(endpoint_caps_pico={})
+    assert door.chat(tenant, route.endpoint_id).status_code == 200
+    assert tokens(world, route.endpoint_id, "reserved") == 505
 
 
 def test_a_cap_holds_per_end_user_and_per_endpoint(world: World, door: Gateway, engine: Engine) -> None:

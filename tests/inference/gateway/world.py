@@ -114,7 +114,6 @@ class World:
         self, owner: Tenant, *addresses: str, shared_as: str = "", sku: str = SKU, **changes: Any
     ) -> wire.RouteRecord:
         """An endpoint with one deployment whose replicas listen at `addresses`."""
-        deployment = str(uuid4())
         route = wire.RouteRecord(
             endpoint_id=ids.encode(ids.ENDPOINT, ids.new_id()),
             tenant_id=owner.record.tenant_id,
@@ -126,7 +125,7 @@ class World:
             generation=1,
             running=True,
             created=1,
-            deployments=[wire.DeploymentRoute(deployment, 100, sku)],
+            deployments=[wire.DeploymentRoute(str(uuid4()), 100, sku)],
         )
         route = replace(route, **changes)
         self.redis.set(wire.route(route.endpoint_id), wire.dumps(route))
