@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from kernel import wire
+from tests.inference.gateway.booked import assert_booked
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
 from tests.services import wait_until
@@ -44,7 +45,7 @@ def call_often(door: Gateway, tenant: Tenant, model: str) -> None:
 
 
 def test_killed_in_mid_stream_it_bills_the_last_progress_once_after_its_restart(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     with gateway(world, tmp_path) as door:
@@ -72,13 +73,14 @@ def test_killed_in_mid_stream_it_bills_the_last_progress_once_after_its_restart(
         door.kill()
         door.start()
         assert len(door.events_of(tenant)) == 2
+        assert_booked(door, tenant, 2)
         for boot in door.boots()["boots"][:2]:
             door.inside("GET", f"/internal/journal/{boot['boot_id']}?from={boot['head'] + 1}")
         assert len(door.boots()["boots"]) == 1
 
 
 def test_fault_1_killed_before_any_progress_it_bills_nothing(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     with gateway(world, tmp_path) as door:
@@ -92,10 +94,11 @@ def test_fault_1_killed_before_any_progress_it_bills_nothing(
         assert event.counts == {"in_hit": 0, "in_miss": 0, "out": 0}
         assert event.finish == "gateway_crash"
         wait_until(lambda: tenant.free() == before, "the money's return")
+        assert_booked(door, tenant, 1)
 
 
 def test_fault_15_a_torn_or_flipped_tail_is_cut_and_what_lies_before_it_is_kept(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     with gateway(world, tmp_path) as door:
@@ -110,10 +113,12 @@ def test_fault_15_a_torn_or_flipped_tail_is_cut_and_what_lies_before_it_is_kept(
         events = door.events_of(tenant, at_least=3)
         assert [event.finish for event in events] == ["stop", "stop", "gateway_crash"]
         assert "cut at byte" in door.log.read_text()
+        assert "gateway_journal_cuts_total 1" in door.inside("GET", "/internal/metrics").text
+        assert_booked(door, tenant, 3)
 
 
 def test_fault_13_a_journal_that_cannot_be_written_ends_the_process_with_an_error(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     with gateway(world, tmp_path, start=False) as door:
@@ -124,11 +129,11 @@ def test_fault_13_a_journal_that_cannot_be_written_ends_the_process_with_an_erro
             call_often(door, tenant, route.endpoint_id)
         assert door.process.wait(5) == 74
         door.start()
-        assert len(door.events_of(tenant, at_least=10)) >= 10
+        assert_booked(door, tenant, len(door.events_of(tenant, at_least=10)))
 
 
 def test_fault_1_killed_with_two_hundred_streams_open_it_loses_two_seconds_of_each_at_most(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     body = json.dumps({**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}).encode()
@@ -155,6 +160,7 @@ def test_fault_1_killed_with_two_hundred_streams_open_it_loses_two_seconds_of_ea
         cost = sum(event.quoted_pico for event in events)
         wait_until(lambda: tenant.free() == before - cost, "settlement of what was recovered")
         assert tenant.reserved() == tenant.concurrent() == 0
+        assert_booked(door, tenant, 200)
 
 
 KILLED_BEHIND_ITS_CLOSE = """
@@ -191,7 +197,7 @@ def faulty(door: Gateway, folder: Path, fault: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_fault_2_killed_between_its_close_and_the_last_chunk_a_request_is_billed_once(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path, stream: bool
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path, stream: bool
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     before = tenant.free()
@@ -208,6 +214,7 @@ def test_fault_2_killed_between_its_close_and_the_last_chunk_a_request_is_billed
         door.start()
         assert len(door.events_of(tenant)) == 2
         assert tenant.free() == before - first.reserved_pico - repeated.quoted_pico  # the rest comes with the hold
+        assert_booked(door, tenant, 2)
 
 
 def test_fault_3_killed_before_its_open_no_engine_was_asked_and_the_reservation_is_left_to_expire(
