@@ -56,7 +56,8 @@ class App:
         self._config = config
         directory = config.journal_dir / config.gateway_id
         self._lock = recovery.own(directory)
-        boots, self._recovered = recovery.recover(directory)
+        metrics = self._metrics = Metrics()
+        boots, self._recovered = recovery.recover(directory, on_cut=lambda: metrics.add("gateway_journal_cuts_total"))
         boot_id = new_id()
         self._journal = Journal(directory, boot_id, _journal_failed)
         self._redis = Redis(config.redis_url)
@@ -65,7 +66,6 @@ class App:
         self._pool = Pool()
         self._flights = Flights()
         self._meter_knows = False
-        metrics = self._metrics = Metrics()
         router = Router(self._projection, config.wait_s)
         counting = Counting(
             config=config,

@@ -155,8 +155,6 @@ class Completions:
                 break
             besides = job.pod.pod_uid
             self._metrics.add("gateway_retries_total")
-        if relay.running.clamped:
-            self._metrics.add("gateway_clamped_total")
         return relay, end
 
     def _relay(self, job: Job, client: Connection) -> Relay:
@@ -269,6 +267,8 @@ class Completions:
         await self._journal.close(event)
         self._settle(job, counts, cost_pico=cost_pico)
         self._metrics.ended(route=job.path, end=finish, meters=event["counts"])
+        if relay.running.clamped:
+            self._metrics.add("gateway_clamped_total")
         if waste:
             self._metrics.add("gateway_waste_tokens_total", waste)
         if provenance == ESTIMATED:

@@ -122,6 +122,7 @@ class Internal:
 
     def _exposition(self, client: Connection) -> None:
         gauges = {
+            "gateway_admits": int(not self._not_ready()),
             "gateway_open_requests": len(self._flights.open),
             "gateway_journal_head": self._boots[self._boot_id].head,
             "gateway_redis_connected": int(self._redis.run_id is not None),

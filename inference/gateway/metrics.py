@@ -10,6 +10,7 @@ _HELP = {
     "gateway_retries_total": "Second attempts on another replica.",
     "gateway_clamped_total": "Engine counts that were not believed.",
     "gateway_uncounted_total": "Answers that were delivered without a count: an alarm.",
+    "gateway_journal_cuts_total": "Journals that were cut at a torn or damaged record: an alarm.",
     "gateway_watch_failures_total": "Looks at time limits, revocations or the disk that failed: an alarm.",
 }
 

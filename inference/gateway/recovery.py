@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import logging
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,19 @@ def own(directory: Path) -> int:
     return fd
 
 
-def recover(directory: Path) -> tuple[list[BootLog], list[UsageEvent]]:
-    """Close every boot in a gateway's directory.
+def recover(directory: Path, *, on_cut: Callable[[], None] = lambda: None) -> tuple[list[BootLog], list[UsageEvent]]:
+    """Close every boot in a gateway's directory; `on_cut` hears of each journal that was torn or damaged.
 
     Returns the boots, oldest first, and the events that had to be written for open requests. Safe to repeat.
     """
     boots, recovered = [], []
     for boot in sorted(path for path in directory.iterdir() if path.is_dir()):
-        recovered += _close(boot)
+        recovered += _close(boot, on_cut)
         boots.append(load(boot))
     return boots, recovered
 
 
-def _close(boot: Path) -> list[UsageEvent]:
+def _close(boot: Path, on_cut: Callable[[], None]) -> list[UsageEvent]:
     next_seq = 1
     live: dict[str, UsageEvent] = {}
     paths = sorted(boot.glob("*.log"))
@@ -57,6 +58,7 @@ def _close(boot: Path) -> list[UsageEvent]:
             next_seq = _follow(record, live, next_seq)
         if good < len(data):
             log.error("journal %s: cut at byte %d of %d", path, good, len(data))
+            on_cut()
             os.truncate(path, good)
             _set_aside(paths[index + 1 :])
             break

@@ -230,7 +230,9 @@ class Connection(asyncio.Protocol):
         self.respond(problem.type.status, orjson.dumps(self.spell(problem)), headers=retry)
 
     def cut(self) -> None:
-        """Hang up on the client."""
+        """Hang up on the client; what the transport still holds has not reached it."""
+        if self.blocked:
+            self._unflushed = self._transport.get_write_buffer_size()
         self._transport.abort()
 
     def close_when_idle(self) -> None:
@@ -245,7 +247,7 @@ class Connection(asyncio.Protocol):
         if self._stage is _Stage.READ and self._reader.begun:
             self.refuse(Problem(REQUEST_TIMEOUT, f"The request's {self._reader.stage} arrived too slowly."))
         else:
-            self._transport.abort()
+            self.cut()
 
     def _flush(self) -> None:
         while self._pending and not self.blocked and not self._transport.is_closing():

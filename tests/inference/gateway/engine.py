@@ -28,6 +28,7 @@ class Plan:
     wait_s: float = 0.0
     final_usage: bool = True
     counts: bool = True  # say usage at all
+    says: Any = None  # in its last usage, instead of the tokens that it made
     cut_bytes: int = 0  # write the stream in pieces of this many bytes
     gate: threading.Event | None = None  # answer once it is set
     finish: str | None = None  # instead of what follows from max_tokens
@@ -190,6 +191,8 @@ def _usage(plan: Plan, made: int, *, final: bool = False) -> dict[str, Any]:
     }
     if final:
         usage["prompt_tokens_details"] = {"cached_tokens": plan.cached_tokens}
+        if plan.says is not None:
+            usage["completion_tokens"] = plan.says
     return usage
 
 

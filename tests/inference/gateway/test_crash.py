@@ -16,6 +16,7 @@ import pytest
 from kernel import wire
 from tests.inference.gateway.booked import assert_booked
 from tests.inference.gateway.engine import Engine, Plan
+from tests.inference.gateway.test_errors import refused
 from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
 from tests.services import wait_until
 
@@ -132,6 +133,34 @@ def test_fault_13_a_journal_that_cannot_be_written_ends_the_process_with_an_erro
         assert_booked(door, tenant, len(door.events_of(tenant, at_least=10)))
 
 
+def test_fault_13_a_nearly_full_disk_admits_nothing_says_so_and_lets_what_runs_finish(
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    flag = tmp_path / "full"
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK.format(flag=str(flag)))
+    with gateway(world, tmp_path, start=False) as door:
+        door.environment["PYTHONPATH"] += f":{tmp_path}"
+        door.start()
+        engine.plan = Plan(tokens=100, interval_s=0.02)
+        lines = stream_in_background(door, tenant, route.endpoint_id)
+        wait_until(lambda: engine.tokens_made > 5, "a few tokens")
+        flag.touch()
+        wait_until(lambda: door.ready().status_code == 503, "notice of the disk", 2)
+        assert door.ready().json()["reasons"] == ["the journal's disk is nearly full"]
+        assert "gateway_admits 0" in door.inside("GET", "/internal/metrics").text
+        answer = door.chat(tenant, route.endpoint_id)
+        refused(answer, 503, "unavailable")
+        assert answer.headers["retry-after"] == "1"
+        wait_until(lambda: lines[-1:] == ["data: [DONE]"], "the end of the stream")
+        flag.unlink()
+        engine.plan = Plan()
+        wait_until(lambda: door.ready().status_code == 200, "room again", 2)
+        assert door.chat(tenant, route.endpoint_id).status_code == 200
+        assert [event.counts["out"] for event in door.events_of(tenant, at_least=2)] == [100, 5]
+        assert_booked(door, tenant, 2)
+
+
 def test_fault_1_killed_with_two_hundred_streams_open_it_loses_two_seconds_of_each_at_most(
     database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
@@ -178,6 +207,16 @@ from inference.gateway.journal import Journal
 async def die(self, event):
     os.kill(os.getpid(), signal.SIGKILL)
 Journal.open = die
+"""
+
+
+FULL_DISK = """
+import os, shutil
+usage = shutil.disk_usage
+def full(path):
+    found = usage(path)
+    return found._replace(used=found.total * 9 // 10 + 1) if os.path.exists({flag!r}) else found
+shutil.disk_usage = full
 """
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.inference.gateway.booked import assert_booked
 from tests.inference.gateway.engine import Engine, Plan
+from tests.inference.gateway.test_edge import rss_bytes
 from tests.inference.gateway.world import HELLO, ROOT, Gateway, Tenant, World, gateway
 from tests.services import wait_until
 
@@ -68,7 +70,36 @@ def test_a_hang_up_in_mid_stream_bills_what_was_delivered_once(
     assert len(door.events_of(tenant)) == 1
 
 
-def test_fault_37_a_client_that_stops_reading_is_billed_what_its_kernel_took_and_memory_stays_bounded(
+def test_fault_37_a_client_that_reads_a_byte_at_a_time_is_cut_and_billed_to_the_cut_in_bounded_memory(
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    body = json.dumps({**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.text}\r\n"
+    with gateway(world, tmp_path, GATEWAY_STALL_S="3") as door, socket.socket() as sock:
+        assert door.process is not None
+        before = rss_bytes(door.process.pid)
+        engine.plan = Plan(tokens=200_000, word="x" * 100)
+        host, port = door.url.removeprefix("http://").split(":")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((host, int(port)))
+        sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        began, taken = time.monotonic(), 0
+        while not door.pull():
+            assert time.monotonic() - began < 30, "a client that reads is not cut"
+            taken += len(sock.recv(1))
+            time.sleep(0.2)
+        assert time.monotonic() - began > 3
+        assert taken > 10
+        assert rss_bytes(door.process.pid) - before < 20 << 20
+        assert engine.tokens_made < engine.plan.tokens / 4, "the engine was not held back"
+        (event,) = door.events_of(tenant)
+        assert (event.finish, event.provenance) == ("abort_client", "engine_partial")
+        assert 0 < event.counts["out"] < 1000
+        assert_booked(door, tenant, 1)
+
+
+def test_fault_37_a_client_that_stops_reading_is_billed_what_its_kernel_took(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:
     route = world.endpoint(tenant, engine.address)
@@ -105,20 +136,21 @@ def test_fault_37_a_client_that_stops_reading_is_billed_what_its_kernel_took_and
 
 
 def test_fault_37_a_client_that_stalls_is_cut_and_billed_to_the_cut(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: object
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     engine.plan = Plan(tokens=200_000, word="x" * 1000)
-    with gateway(world, tmp_path, GATEWAY_STALL_S="0.5") as door:  # type: ignore[arg-type]
+    with gateway(world, tmp_path, GATEWAY_STALL_S="0.5") as door:
         body = {**HELLO, "model": route.endpoint_id, "stream": True, "max_tokens": 4000}
         with httpx2.stream("POST", f"{door.url}/v1/chat/completions", headers=tenant.headers, json=body):
             (event,) = door.events_of(tenant)
         assert event.finish == "abort_client"
         assert 0 < event.counts["out"] < 20_000
+        assert_booked(door, tenant, 1)
 
 
 def test_fault_36_a_client_that_vanished_without_a_word_is_left_and_billed_once(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     engine.plan = Plan(tokens=4000, interval_s=0.02)
@@ -136,6 +168,7 @@ def test_fault_36_a_client_that_vanished_without_a_word_is_left_and_billed_once(
         assert event.finish == "abort_client"
         assert 0 < event.counts["out"] < 100
         wait_until(lambda: engine.hung_up == 1, "the engine's release")
+        assert_booked(door, tenant, 1)
 
 
 def test_leaving_before_an_answer_is_free_and_frees_the_engine(
@@ -245,6 +278,26 @@ def test_fault_25_a_stream_without_its_last_usage_is_billed_by_the_running_count
     assert "[DONE]" in door.chat(tenant, route.endpoint_id, stream=True).text
     (event,) = door.events_of(tenant)
     assert (event.counts["out"], event.provenance) == (5, "engine_partial")
+
+
+@pytest.mark.parametrize("says", [-3, 10**9, "many", 2.5, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_fault_25_a_last_count_that_cannot_be_is_clamped_flagged_and_never_billed_above_the_hold(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant, stream: bool, says: object
+) -> None:
+    def flagged() -> int:
+        text = door.inside("GET", "/internal/metrics").text
+        return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("gateway_clamped_total "))
+
+    route = world.endpoint(tenant, engine.address)
+    before = flagged()
+    engine.plan = Plan(says=says)
+    assert door.chat(tenant, route.endpoint_id, stream=stream).status_code == 200
+    (event,) = door.events_of(tenant)
+    assert event.counts["out"] == (5 if stream else 0)  # the last good count
+    assert event.quoted_pico <= event.reserved_pico
+    assert event.engine_usage is not None
+    assert flagged() == before + 1
 
 
 def test_a_request_longer_than_the_limit_is_cut_and_billed(
