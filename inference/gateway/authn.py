@@ -6,7 +6,13 @@ from kernel import keys, wire
 from kernel.problems import INVALID_API_KEY, Problem
 
 MESSAGES = "/v1/messages"
+MODELS = "/v1/models"
 _NO_DIGEST = bytes(32)
+
+
+def is_anthropics(request: Request) -> bool:
+    """Whether the caller speaks Anthropic's API: its own paths, and the list of models where its header says so."""
+    return request.path.startswith(MESSAGES) or (request.path == MODELS and "anthropic-version" in request.headers)
 
 
 def presented(request: Request) -> keys.ParsedKey:
@@ -18,7 +24,7 @@ def presented(request: Request) -> keys.ParsedKey:
             "Authorization header.",
         )
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    if not scheme and request.path.startswith(MESSAGES):
+    if not scheme and is_anthropics(request):
         scheme, text = "bearer", request.headers.get("x-api-key", "")  # where Anthropic's clients put it
     if scheme.lower() != "bearer" or not text:
         raise Problem(INVALID_API_KEY, "Send an API key in the header `Authorization: Bearer moorage_…`.")

@@ -1,12 +1,15 @@
 """The public listener: an exact list of methods and paths, everything else is refused."""
 
 import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import hiredis
 import orjson
 
 from inference.gateway import authn
-from inference.gateway.authn import MESSAGES
+from inference.gateway.authn import MODELS
 from inference.gateway.completions import Completions
 from inference.gateway.config import Config
 from inference.gateway.counting import COUNT_TOKENS, Counting
@@ -16,10 +19,10 @@ from inference.gateway.redis_client import Unreachable
 from inference.gateway.routing import visible
 from inference.gateway.server import Connection
 from inference.gateway.surfaces import SURFACES
+from kernel import wire
 from kernel.clock import utcnow
 from kernel.problems import METHOD_NOT_ALLOWED, NOT_FOUND, TENANT_SUSPENDED, UNAVAILABLE, Problem
 
-MODELS = "/v1/models"
 HEALTH = "/healthz"
 _METHODS = {HEALTH: "GET", MODELS: "GET", COUNT_TOKENS: "POST", **dict.fromkeys(SURFACES, "POST")}
 
@@ -36,7 +39,7 @@ class Public:
 
     async def __call__(self, request: Request, client: Connection) -> None:
         """Answer one request."""
-        if request.path.startswith(MESSAGES):
+        if authn.is_anthropics(request):
             client.spell = Problem.as_anthropic
         method = _METHODS.get(request.path)
         if method is None:
@@ -72,15 +75,43 @@ class Public:
         own = {endpoint: endpoint for endpoint in await self._projection.own_endpoints(key.tenant_id)}
         names = own | await self._projection.shared()
         routes = await asyncio.gather(*[self._projection.route(endpoint) for endpoint in names.values()])
-        listed = [
-            {
-                "id": name,
-                "object": "model",
-                "created": route.created,
-                "owned_by": "moorage" if route.shared else "tenant",
-                "max_model_len": route.max_model_len,
-            }
+        seen = [
+            (name, route)
             for name, route in zip(names, routes, strict=True)
             if route is not None and visible(key, route, name)
         ]
-        client.respond(200, orjson.dumps({"object": "list", "data": listed}))
+        spelled = _as_anthropic if authn.is_anthropics(request) else _as_openai
+        client.respond(200, orjson.dumps(spelled(seen)))
+
+
+Seen = Sequence[tuple[str, wire.RouteRecord]]  # names that a key may send as `model`, and what is behind each
+
+
+def _as_openai(seen: Seen) -> dict[str, Any]:
+    listed = [
+        {
+            "id": name,
+            "object": "model",
+            "created": route.created,
+            "owned_by": "moorage" if route.shared else "tenant",
+            "max_model_len": route.max_model_len,
+        }
+        for name, route in seen
+    ]
+    return {"object": "list", "data": listed}
+
+
+def _as_anthropic(seen: Seen) -> dict[str, Any]:
+    """One page holds all."""
+    listed = [
+        {
+            "type": "model",
+            "id": name,
+            "display_name": route.model,
+            "created_at": datetime.fromtimestamp(route.created, UTC).isoformat(),
+            "max_input_tokens": route.max_model_len,
+        }
+        for name, route in seen
+    ]
+    ends = (seen[0][0], seen[-1][0]) if seen else (None, None)
+    return {"data": listed, "has_more": False, "first_id": ends[0], "last_id": ends[1]}

@@ -294,6 +294,33 @@ def test_the_official_sdk_talks_streams_counts_and_understands_errors(
         assert sdk.messages.create(**ask).usage.output_tokens == 5
 
 
+def test_the_official_sdks_list_of_models_has_its_own_shape_and_errors(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    tenant.change(models=[route.endpoint_id])
+    with anthropic.Anthropic(base_url=door.url, api_key=tenant.text, max_retries=0) as sdk:
+        page = sdk.models.list()
+        (model,) = page.data
+        assert (model.type, model.id, model.display_name) == ("model", route.endpoint_id, "tiny")
+        assert (model.created_at.timestamp(), model.max_input_tokens) == (1, 4096)
+        assert (page.first_id, page.last_id, page.has_more) == (route.endpoint_id, route.endpoint_id, False)
+        tenant.change(models=["another"])
+        assert sdk.models.list().data == []
+        tenant.change(live=False)
+        with pytest.raises(anthropic.AuthenticationError, match="revoked"):
+            sdk.models.list()
+
+    async def listed() -> list[str]:
+        async with anthropic.AsyncAnthropic(base_url=door.url, auth_token=tenant.text, max_retries=0) as sdk:
+            return [model.id async for model in sdk.models.list()]
+
+    tenant.change(live=True, models=[route.endpoint_id])
+    assert asyncio.run(listed()) == [route.endpoint_id]
+    refused = httpx2.get(f"{door.url}/v1/models", headers={"x-api-key": tenant.text})
+    assert refused.json()["error"]["code"] == "invalid_api_key"  # without Anthropic's header OpenAI's rules hold
+
+
 def test_the_official_asynchronous_sdk_talks_and_streams(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:

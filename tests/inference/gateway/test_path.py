@@ -176,6 +176,10 @@ def test_the_official_sdk_lists_models_answers_and_streams(
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "word " * 5
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.prompt_tokens == 10
+        text = sdk.completions.create(model=route.endpoint_id, prompt="hello", max_tokens=9)
+        assert text.choices[0].text == "word " * 5
+        pieces = sdk.completions.create(model=route.endpoint_id, prompt="hello", max_tokens=9, stream=True)
+        assert "".join(piece.choices[0].text for piece in pieces) == "word " * 5
         with pytest.raises(openai.NotFoundError) as absent:
             sdk.chat.completions.create(model="nope", messages=messages)
         assert absent.value.code == "model_not_found"
@@ -195,6 +199,7 @@ def test_the_official_asynchronous_sdk_answers_and_streams(
             chunks = [chunk async for chunk in stream]
             assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "word " * 5
             assert chunks[-1].usage.prompt_tokens == 10
+            assert [model.id async for model in sdk.models.list() if model.id == route.endpoint_id]
 
     asyncio.run(talk())
 
