@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from billing import books, invoicing, ledger, months, payments, reserved, scoped, spans
+from billing import books, hits, invoicing, ledger, months, payments, reserved, scoped, spans
 from kernel.clock import utcnow
 
 
@@ -34,7 +34,11 @@ def close_months() -> None:
 
 @shared_task(name="billing.check_books")
 def check_books() -> None:
-    """Run the invariants; each that is broken raises one alarm an hour, and stops invoicing where it pages."""
+    """Run the invariants; each that is broken raises one alarm an hour, and stops invoicing where it pages.
+
+    What engines say of their caches is looked at as well, which no invariant can judge.
+    """
+    hits.hit_jumps_alarm()
     hour = utcnow().strftime("%Y-%m-%dT%H")
     for violation in books.check():
         ledger.alarm(key=f"books:{violation.name}:{hour}", sentence=f"{violation.name}: {violation}")

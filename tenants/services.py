@@ -20,6 +20,7 @@ from tenants.models import ApiKey, EndpointCap, Membership, Quota, Role, Scope, 
 
 DEFAULT_QUOTAS = {"endpoints": 20, "accelerators": 16}
 MAX_NAME_LENGTH = 80
+LOOK_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU"})
 ROTATION_OVERLAP = timedelta(hours=24)
 MAX_CAP_PICO = 2**62  # what Redis can still add to
 # Limits of a key: the least and the most; 0 is no limit where it is allowed.
@@ -224,7 +225,11 @@ def _check_limits(limits: Mapping[str, int]) -> None:
 
 
 def _name(text: str) -> str:
-    cleaned = " ".join(unicodedata.normalize("NFC", text).split())
+    """In one spelling; no unseen character, and no letters of two alphabets that pass for one another."""
+    cleaned = " ".join(unicodedata.normalize("NFKC", text).split())
     if not 1 <= len(cleaned) <= MAX_NAME_LENGTH or not cleaned.isprintable():
         raise Problem(INVALID_PARAMETER, f"name has 1 to {MAX_NAME_LENGTH} printable characters", param="name")
+    alphabets = {unicodedata.name(char, "").split(" ")[0] for char in cleaned if char.isalpha()}
+    if len(alphabets & LOOK_ALIKE) > 1:
+        raise Problem(INVALID_PARAMETER, "name mixes letters that look alike; write it in one alphabet", param="name")
     return cleaned
