@@ -18,15 +18,17 @@ import pytest
 import redis
 from django.conf import settings
 
-from billing import lender, services
+from billing import holds, lender, services
 from billing.meter import Gateway as Internal
 from billing.meter import gateway_pull
-from billing.models import GatewayJournal, Hold, LedgerAccount, LedgerTx
+from billing.models import GatewayJournal, Hold, LedgerAccount, LedgerTx, UsageEvent
 from controlplane.embedded.redis import Redis
 from kernel import wire
+from kernel.clock import to_ms, utcnow
 from kernel.pricing import worst_case
 from tests.billing.harbour import REGION, Harbour, as_system_in_a_thread, harbour
 from tests.inference.gateway.engine import Engine, Plan
+from tests.inference.gateway.test_crash import KILLED_BEFORE_ITS_OPEN, faulty
 from tests.inference.gateway.world import HELLO, TOKEN, Gateway, Tenant, World, gateway
 from tests.services import PASSWORD, free_port, wait_until
 
@@ -243,3 +245,30 @@ def test_fault_9_a_redis_restored_to_an_older_state_in_mid_load_overdraws_nothin
 
     told = load(place, [save, restore])
     nobody_overspent(place, paid_in, told)
+
+
+def test_fault_3_killed_before_its_open_no_engine_is_asked_and_the_money_comes_back_with_the_hold(
+    place: Place, tmp_path: Path
+) -> None:
+    one = place.price_of_one()
+    top_up(place, one)
+    place.door.kill()
+    with faulty(place.door, tmp_path, KILLED_BEFORE_ITS_OPEN), pytest.raises(httpx2.TransportError):
+        place.door.chat(place.tenant, place.model)
+    place.door.start(known=False)
+    place.pull()
+    assert place.engine.asked == []
+    assert UsageEvent.objects.filter(tenant_id=place.berth.tenant_id).count() == 0
+    name = wire.reservations(place.tenant.float_name)
+    ((request_id, text),) = place.world.redis.hgetall(name).items()
+    generation, amount, expiry_ms = text.decode().split("|")
+    assert (int(amount), place.free()) == (one, 0)
+    assert time.time() < int(expiry_ms) / 1000 < time.time() + wire.LONGEST_REQUEST_S + 1
+    # As if the longest request and its grace were over.
+    gone_ms = to_ms(utcnow() - holds.GRACE) - 1
+    place.world.redis.hset(name, request_id, f"{generation}|{amount}|{gone_ms}")
+    wait_until(lambda: place.tenant.reserved() == 0, "its end")
+    assert place.berth.posted() == {"prepaid": one}
+    wait_until(lambda: place.door.chat(place.tenant, place.model).status_code == 200, "admission with the same money")
+    place.settle()
+    assert UsageEvent.objects.filter(tenant_id=place.berth.tenant_id).count() == 1

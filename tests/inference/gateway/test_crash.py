@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from kernel import wire
 from tests.inference.gateway.booked import assert_booked
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.test_errors import refused
@@ -254,22 +253,6 @@ def test_fault_2_killed_between_its_close_and_the_last_chunk_a_request_is_billed
         assert len(door.events_of(tenant)) == 2
         assert tenant.free() == before - first.reserved_pico - repeated.quoted_pico  # the rest comes with the hold
         assert_booked(door, tenant, 2)
-
-
-def test_fault_3_killed_before_its_open_no_engine_was_asked_and_the_reservation_is_left_to_expire(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
-) -> None:
-    route = world.endpoint(tenant, engine.address)
-    with gateway(world, tmp_path, start=False) as door:
-        with faulty(door, tmp_path, KILLED_BEFORE_ITS_OPEN), pytest.raises(httpx2.TransportError):
-            door.chat(tenant, route.endpoint_id)
-        door.start()
-        assert engine.asked == []
-        assert door.pull() == []
-        ((_, text),) = world.redis.hgetall(wire.reservations(tenant.float_name)).items()
-        generation, amount, expiry_ms = text.decode().split("|")
-        assert (generation, int(amount) > 0) == ("1", True)
-        assert time.time() < int(expiry_ms) / 1000 < time.time() + 3601
 
 
 def test_a_boot_admits_only_after_the_meter_has_asked(
