@@ -14,7 +14,7 @@ import pytest
 import urllib3
 
 from tests.scenarios.conftest import Moorage
-from tests.scenarios.test_shared_endpoint import engine_counters
+from tests.scenarios.test_shared_endpoint import engine_counters, new_tenant
 from tests.services import soak, wait_until
 
 pytestmark = pytest.mark.engine
@@ -98,7 +98,7 @@ class Sent:
     text: bytes = b""
 
 
-def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
+def send(moorage: Moorage, key: str, model: str, seed: int, *, aborts: bool) -> Sent:
     """One request of the mixture."""
     chance = random.Random(seed)
     kind = chance.choice(KINDS)
@@ -115,7 +115,7 @@ def send(moorage: Moorage, model: str, seed: int, *, aborts: bool) -> Sent:
             "POST",
             moorage.gateway + path,
             json={"model": model, **body, "stream": stream},
-            headers={"Authorization": f"Bearer {moorage.key}"},
+            headers={"Authorization": f"Bearer {key}"},
             preload_content=False,
             timeout=urllib3.Timeout(connect=5, read=chance.uniform(0.02, 0.5) if leaves else 120),
         )
@@ -158,10 +158,11 @@ class Window:
 
 def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool) -> Window:
     """Send so many requests, eight at a time; what their events say and what the engine counted."""
+    _, key = new_tenant(moorage, 10**15, rpm=1_000_000)
     wait_until(lambda: quiet(moorage, model), "a quiet engine", 120)
     began_s, before = time.time(), engine_counters(moorage, model)
     with ThreadPoolExecutor(8) as pool:
-        sent = list(pool.map(lambda number: send(moorage, model, seed + number, aborts=aborts), range(count)))
+        sent = list(pool.map(lambda number: send(moorage, key, model, seed + number, aborts=aborts), range(count)))
     wait_until(lambda: quiet(moorage, model), "a quiet engine", 120)
     after = engine_counters(moorage, model)
     begun = sum(one.status != 400 and one.request_id is not None for one in sent)
