@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, cast
 
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.forms import Form
 from django.http import Http404, HttpRequest, HttpResponse
@@ -13,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
 
 from controlplane.console import words
+from controlplane.console.sentences import told
 from controlplane.gates import GATES
 from kernel.problems import Problem
 from tenants.models import Membership, Tenant, TenantKind
@@ -125,4 +127,9 @@ def blame(form: Form, problem: Problem) -> None:
     """Put a Problem beside the field that it names, or above the form."""
     named = (problem.param or "").removesuffix("_pico")
     field = named if named in form.fields else None
-    form.add_error(field, problem.detail)
+    form.add_error(field, told(problem.detail))
+
+
+def refused(request: HttpRequest, problem: Problem) -> None:
+    """Say a Problem on the next page that the person sees."""
+    messages.error(request, told(problem.detail), extra_tags="bad")

@@ -76,6 +76,8 @@ BROKEN = _bad(_("Failed"))
 # What a reason means to the person who reads it; the reason itself is stable API.
 REASONS = {
     "Placed": _("A pool that fits was found."),
+    "NotInCatalogue": _("The catalogue has what this endpoint runs no more."),
+    "ClusterUnreachable": _("The cluster does not answer; it is asked again."),
     "ManifestRefused": _("The cluster refuses what this endpoint needs."),
     "HoldPending": _("The money for the first hour is about to be held."),
     "Reserved": _("The accelerators are reserved for you."),
@@ -113,11 +115,20 @@ REASONS = {
     "NodeLost": _("The node is gone; the replica is started elsewhere."),
     "QuotaExceeded": _("The cluster's quota is reached."),
     "Refused": _("The cluster refused the replica."),
+    "CreditExhausted": _("The balance does not cover the next hour. Top it up and the endpoint goes on."),
     "insufficient_balance": _("The balance does not cover the next hour. Top it up and the endpoint goes on."),
     "unrated": _("No price is in force for this; the operator has been told."),
 }
 STOP_REASONS = {"ScaledToZero", "Paused", "Pausing", "Suspended", "Deleting"}
-WAIT_REASONS = {"NoRoom", "HoldPending", "Unschedulable", "QuotaExceeded", "insufficient_balance", "unrated"}
+WAIT_REASONS = {
+    "NoRoom",
+    "HoldPending",
+    "Unschedulable",
+    "QuotaExceeded",
+    "CreditExhausted",
+    "insufficient_balance",
+    "unrated",
+}
 FAIL_REASONS = {"ManifestRefused", "ImagePullFailed", "StartFailed", "OutOfMemory", "CrashLoop", "Refused"}
 
 REPLICAS = {

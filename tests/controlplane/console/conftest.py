@@ -1,7 +1,7 @@
 """People at the console: signed-in browsers under the web role, each in a tenant of its own."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import Client
+from django.utils.translation import override
 
 from controlplane.console import words
 from inference import hints
@@ -45,6 +46,13 @@ def translations() -> None:
     """The catalogues, compiled as `make` compiles them."""
     for source in (Path(words.__file__).parent / "locale").rglob("*.po"):
         subprocess.run(["msgfmt", "-o", source.with_suffix(".mo"), source], check=True)
+
+
+@pytest.fixture(autouse=True)
+def in_english() -> Iterator[None]:
+    """The language that a request of another test chose is not this one's."""
+    with override("en"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,12 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import polib
 import pytest
 
 from controlplane.console import words
+from controlplane.console.sentences import CONTEXT
+from tests.controlplane.console.said import sentences
 
 CONSOLE = Path(words.__file__).parent
 LANGUAGES = ("zh_Hans", "ar")
@@ -52,17 +55,23 @@ def test_every_icon_that_a_template_names_is_in_the_sprite() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_sentence_is_translated(language: str, tmp_path: Path) -> None:
-    fresh = _extracted(tmp_path)
-    translated = _entries(CONSOLE / "locale" / language / "LC_MESSAGES/django.po")
-    assert [msgid for msgid in fresh if not all(translated.get(msgid, [""]))] == []
+def test_every_sentence_of_the_console_is_translated(language: str, tmp_path: Path) -> None:
+    translated = {entry.msgid_with_context: entry for entry in _catalogue(language)}
+    found = {entry.msgid_with_context for entry in _extracted(tmp_path)}
+    assert [msgid for msgid in found if msgid not in translated or not translated[msgid].translated()] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_sentence_that_services_say_is_translated_and_no_other(language: str) -> None:
+    translated = {entry.msgid for entry in _catalogue(language) if entry.msgctxt == CONTEXT and entry.translated()}
+    assert translated == sentences()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_translations_keep_every_placeholder(language: str) -> None:
-    for msgid, texts in _entries(CONSOLE / "locale" / language / "LC_MESSAGES/django.po").items():
-        for text in texts:
-            assert set(re.findall(r"%\(\w+\)s", text)) == set(re.findall(r"%\(\w+\)s", msgid)), msgid
+    for entry in _catalogue(language):
+        for text in (entry.msgstr_plural or {0: entry.msgstr}).values():
+            assert set(re.findall(r"%\(\w+\)s", text)) == set(re.findall(r"%\(\w+\)s", entry.msgid)), entry.msgid
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -71,7 +80,11 @@ def test_translations_compile(language: str, tmp_path: Path) -> None:
     subprocess.run(["msgfmt", "--check", "-o", tmp_path / "django.mo", source], check=True)
 
 
-def _extracted(folder: Path) -> list[str]:
+def _catalogue(language: str) -> polib.POFile:
+    return polib.pofile(str(CONSOLE / "locale" / language / "LC_MESSAGES/django.po"))
+
+
+def _extracted(folder: Path) -> polib.POFile:
     """The msgids that the console's code and templates hold now, found as makemessages finds them."""
     from django.utils.translation import template
 
@@ -89,27 +102,4 @@ def _extracted(folder: Path) -> list[str]:
     subprocess.run(
         ["xgettext", "-L", "Python", "--from-code=UTF-8", "--no-wrap", "-o", pot, *arguments, *sources], check=True
     )
-    return list(_entries(pot))
-
-
-def _entries(path: Path) -> dict[str, list[str]]:
-    """msgid → its texts, without the header."""
-    entries: dict[str, list[str]] = {}
-    for block in path.read_text().split("\n\n"):
-        fields: dict[str, str] = {}
-        name = ""
-        for line in block.splitlines():
-            match = re.match(r'(msgid|msgid_plural|msgstr(?:\[\d+\])?) (".*")$', line)
-            if match:
-                name = match[1]
-                fields[name] = _unquoted(match[2])
-            elif line.startswith('"'):
-                fields[name] += _unquoted(line)
-        msgid = fields.get("msgid")
-        if msgid:
-            entries[msgid] = [text for name, text in fields.items() if name.startswith("msgstr")]
-    return entries
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1].replace('\\"', '"').replace("\\n", "\n").replace("\\\\", "\\")
+    return polib.pofile(str(pot))

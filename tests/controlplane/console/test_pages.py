@@ -261,3 +261,35 @@ def test_the_theme_comes_from_the_cookie_and_nothing_else_does(person):
     assert 'data-theme="dark"' in person.get("/").content.decode()
     person.browser.cookies["theme"] = '"><script>'
     assert 'data-theme="auto"' in person.get("/").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("language", "refusal", "pool_refusal"),
+    [("zh-hans", "replicas 的范围是 0 到 64", "配方"), ("ar", "قيمة replicas من 0 إلى 64", "الوصفة")],
+)
+def test_what_services_refuse_is_said_in_the_readers_language(person, pool, language, refusal, pool_refusal):
+    person.post("/language", {"language": language, "next": "/"})
+    path = f"/endpoints/{public(paused_endpoint(person))}"
+    person.post(f"{path}/scale", {"replicas": "65"})
+    assert refusal in person.get(path).content.decode()
+    quote = person.get(f"/endpoints/quote?release=tiny-deepseek&region={settings.REGION}&replicas=999")
+    assert pool_refusal in quote.content.decode()
+
+
+def test_a_stored_condition_is_said_in_the_readers_language_and_a_log_line_marked_as_english(person, pool):
+    endpoint = paused_endpoint(person)
+    Endpoint.objects.filter(id=endpoint.id).update(
+        conditions=[
+            {"type": kind, "status": "False", "reason": reason, "message": message, "at": "2026-11-24T09:00:00+00:00"}
+            for kind, reason, message in (
+                ("Scheduled", "Unschedulable", "No node of this pool is in service."),
+                ("EngineReady", "StartFailed", "The engine cannot be started: exec format error"),
+                ("Ready", "CrashLoop", "Traceback (most recent call last)"),
+            )
+        ]
+    )
+    person.post("/language", {"language": "zh-hans", "next": "/"})
+    page = person.get(f"/endpoints/{public(endpoint)}").content.decode()
+    assert "此资源池没有在服务的节点。" in page
+    assert re.search("引擎无法启动.exec format error", page)
+    assert '<bdi dir="ltr" lang="en">Traceback (most recent call last)</bdi>' in page

@@ -10,7 +10,7 @@ from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from controlplane.console import words
+from controlplane.console import sentences, words
 from controlplane.console.money import InvoiceLineRow
 from controlplane.console.words import Word
 from kernel import money as kernel_money
@@ -44,6 +44,13 @@ def badge(word: Word) -> SafeString:
 def word(table: str, code: str) -> str | Promise:
     """The word that a table of `words` has for a code."""
     return words.label_of(getattr(words, table), code)
+
+
+@register.filter
+def told(sentence: str) -> SafeString | str:
+    """A service's sentence in the reader's language, or marked as English where the catalogue lacks it."""
+    said = sentences.told(sentence)
+    return said if said != sentence else format_html('<bdi dir="ltr" lang="en">{}</bdi>', sentence)
 
 
 @register.simple_tag(takes_context=True)

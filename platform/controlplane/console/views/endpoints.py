@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from controlplane.console import api_calls, offers, queries
 from controlplane.console.forms import DeployForm, ReserveForm, ScaleForm
-from controlplane.console.pages import TenantRequest, actor, blame, page, show
+from controlplane.console.pages import TenantRequest, actor, blame, page, refused, show
 from controlplane.console.usage import endpoint_cost
 from inference import services
 from inference.access import access_endpoint
@@ -108,9 +108,8 @@ def endpoint_scale(request: TenantRequest, endpoint_id: str) -> HttpResponse:
     is_reserved = own.rung == Rung.RESERVED
     form = ReserveForm(request.POST) if is_reserved else ScaleForm(request.POST)
     if not form.is_valid():
-        return _back(
-            request, endpoint_id, bad=" ".join(str(error) for errors in form.errors.values() for error in errors)
-        )
+        messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors), "bad")
+        return redirect("console:endpoint", endpoint_id)
     change = services.endpoint_reserve if is_reserved else services.endpoint_scale
     done = _("The reservation is changed.") if is_reserved else _("The number of replicas is changed.")
     return _act(request, endpoint_id, done, change, endpoint=own, **form.cleaned_data)
@@ -149,13 +148,9 @@ def _act(request: TenantRequest, endpoint_id: str, done: str, service: Any, **ar
     try:
         service(actor=actor(request), **arguments)
     except Problem as problem:
-        return _back(request, endpoint_id, bad=problem.detail)
-    messages.success(request, done, extra_tags="ok")
-    return redirect("console:endpoint", endpoint_id)
-
-
-def _back(request: TenantRequest, endpoint_id: str, *, bad: str) -> HttpResponse:
-    messages.error(request, bad, extra_tags="bad")
+        refused(request, problem)
+    else:
+        messages.success(request, done, extra_tags="ok")
     return redirect("console:endpoint", endpoint_id)
 
 

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from controlplane.console import words
 from controlplane.console.forms import InvitationForm
-from controlplane.console.pages import TenantRequest, actor, blame, page, show
+from controlplane.console.pages import TenantRequest, actor, blame, page, refused, show
 from kernel.problems import NOT_FOUND, Problem
 from tenants import members as services
 from tenants.selectors import audit_list_for, invitation_list_for, member_list_for
@@ -77,7 +77,7 @@ def _act(request: TenantRequest, done: str, service: Callable[..., object], **ar
     except Problem as problem:
         if problem.type is NOT_FOUND:
             raise
-        messages.error(request, problem.detail, extra_tags="bad")
+        refused(request, problem)
     else:
         messages.success(request, done, extra_tags="ok")
     return redirect("console:members")

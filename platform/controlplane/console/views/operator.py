@@ -23,7 +23,7 @@ from billing.settling import credit_note_issue, invoice_void
 from controlplane.console import operator as reads
 from controlplane.console import words
 from controlplane.console.forms import MoneyForm
-from controlplane.console.pages import TenantRequest, actor, page, show
+from controlplane.console.pages import TenantRequest, actor, blame, page, refused, show
 from controlplane.listings import listings_unrated
 from kernel import ids
 from kernel import money as kernel_money
@@ -72,7 +72,7 @@ def money(request: TenantRequest, tenant_id: str) -> HttpResponse:
                 detail={"amount": asked["amount"], "reason": asked["reason"], "reference": asked["idem_key"]},
             )
     except Problem as problem:
-        form.add_error(problem.param if problem.param in form.fields else None, problem.detail)
+        blame(form, problem)
         return _tenant_page(request, found, form)
     messages.success(request, _waits() if waits else _("The amount is booked."), extra_tags="ok")
     return redirect("console:operator_tenant", tenant_id)
@@ -207,7 +207,7 @@ def _said(request: TenantRequest, act: Callable[[], object], done: str, route: s
         with transaction.atomic():
             found = act()
     except Problem as problem:
-        messages.error(request, problem.detail, extra_tags="bad")
+        refused(request, problem)
     else:
         waits = isinstance(found, Operation) and found.status == WAITING
         messages.success(request, _waits() if waits else done, extra_tags="ok")

@@ -17,6 +17,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from controlplane.console import words
 from controlplane.console.pages import TenantRequest, memberships, page
+from controlplane.console.sentences import told
 from controlplane.middleware import SESSION_TENANT
 from kernel.problems import NOT_FOUND, Problem
 from tenants.members import Invited, invitation_accept, invitation_find
@@ -88,7 +89,7 @@ def invitation(request: HttpRequest, secret: str) -> HttpResponse:
             if request.user.is_authenticated or form.is_valid():
                 return _join(request, invited, form)
         except Problem as problem:
-            refusal = problem.detail
+            refusal = told(problem.detail)
     context = {"invited": invited, "role": words.ROLES[invited.role], "form": form, "refusal": refusal}
     return render(request, "console/invitation.html", context, status=422 if form.errors or refusal else 200)
 
