@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.models import QuerySet
 
 from kernel.clock import utcnow
-from tenants.models import ApiKey, AuditLog, Invitation, Membership, Quota, Tenant
+from tenants.models import ApiKey, AuditLog, EndpointCap, Invitation, Membership, Quota, Tenant
 
 AUDIT_SHOWN = 50
 
@@ -51,6 +51,12 @@ def membership_list_for(user_id: int | None) -> list[Membership]:
 def quota_limit(tenant_id: UUID, resource: str) -> int:
     """The tenant's limit of a resource; 0 where none was ever set."""
     return Quota.objects.filter(tenant_id=tenant_id, resource=resource).values_list("limit", flat=True).first() or 0
+
+
+def endpoint_cap_get(*, tenant_id: UUID, endpoint_id: str) -> int:
+    """The most that the tenant spends at an endpoint in a month, pico-units; 0 is no cap."""
+    caps = EndpointCap.objects.filter(tenant_id=tenant_id, endpoint_id=endpoint_id)
+    return caps.values_list("cap_pico", flat=True).first() or 0
 
 
 def tenant_get(tenant_id: UUID) -> Tenant:

@@ -58,6 +58,8 @@ def endpoint_changes(request: HttpRequest, endpoint_id: str, replicas: int) -> l
     return [
         read(request, _("Read it"), path),
         Call(_("Scale it"), _curl(request, "POST", f"{path}/scale", {"replicas": replicas})),
+        Call(_("Run it by another recipe"), _curl(request, "POST", f"{path}/update", {"recipe": "RECIPE"})),
+        Call(_("Cap what is spent at it in a month"), _curl(request, "PUT", f"{path}/cap", {"cap": "50"})),
         Call(_("Pause it"), _curl(request, "POST", f"{path}/pause")),
         Call(_("Resume it"), _curl(request, "POST", f"{path}/resume")),
         Call(_("Delete it"), _curl(request, "DELETE", path)),

@@ -7,6 +7,7 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.console import words
+from controlplane.console.sentences import told
 from inference.core.catalogue import TPM_STEP
 from kernel import money
 from tenants.services import KEY_LIMITS
@@ -14,6 +15,19 @@ from tenants.services import KEY_LIMITS
 LEFT_TO_RIGHT = {"dir": "ltr", "spellcheck": "false", "autocomplete": "off"}
 MAX_DIGITS = 10
 AMOUNT = forms.TextInput(LEFT_TO_RIGHT | {"inputmode": "decimal"})
+
+
+class AmountField(forms.Field):
+    """An amount of the tenant's currency, cleaned to pico-units; left empty it is 0."""
+
+    widget = AMOUNT
+
+    def to_python(self, value: Any) -> int:
+        """ValidationError where it is no decimal."""
+        try:
+            return money.parse(str(value or "0").strip())
+        except ValueError as error:
+            raise forms.ValidationError(told(str(error))) from error
 
 
 class LimitsForm(forms.Form):
@@ -30,26 +44,12 @@ class LimitsForm(forms.Form):
     tpm_generated = forms.IntegerField(
         label=_("Answer tokens a minute"), initial=0, required=False, widget=forms.NumberInput(LEFT_TO_RIGHT)
     )
-    spend_cap = forms.CharField(
-        label=_("Most to spend a month"), initial="0", required=False, max_length=40, widget=AMOUNT
-    )
-    user_cap = forms.CharField(
-        label=_("Most to spend a month for each end user"), initial="0", required=False, max_length=40, widget=AMOUNT
-    )
-
-    def clean(self) -> dict[str, Any]:
-        """Amounts as pico-units, empty fields as no limit."""
-        values = super().clean() or {}
-        for name in ("spend_cap", "user_cap"):
-            try:
-                values[f"{name}_pico"] = money.parse(values.pop(name, "") or "0")
-            except ValueError as error:
-                self.add_error(name, str(error))
-        return values
+    spend_cap = AmountField(label=_("Most to spend a month"), initial="0", required=False)
+    user_cap = AmountField(label=_("Most to spend a month for each end user"), initial="0", required=False)
 
     def limits(self) -> dict[str, int]:
         """The valid form as `api_key_limit` wants it."""
-        return {name: self.cleaned_data.get(name) or 0 for name in KEY_LIMITS}
+        return {name: self.cleaned_data[name.removesuffix("_pico")] or 0 for name in KEY_LIMITS}
 
 
 class KeyForm(LimitsForm):
@@ -211,3 +211,28 @@ class ScaleForm(forms.Form):
         help_text=_("0 stops the replicas and their cost and keeps the id."),
         widget=forms.NumberInput(LEFT_TO_RIGHT),
     )
+
+
+class CapForm(forms.Form):
+    """The most to spend at an endpoint."""
+
+    cap = AmountField(
+        label=_("Most to spend a month"),
+        required=False,
+        help_text=_("Once it is spent, requests are refused until the first of the month, UTC. 0 is no cap."),
+    )
+
+
+class UpdateForm(forms.Form):
+    """Another recipe for the endpoint."""
+
+    recipe = forms.ChoiceField(
+        label=_("Recipe"),
+        help_text=_("New replicas take over one by one; where one does not start, the old ones go on answering."),
+    )
+
+    def __init__(self, data: Any = None, *, recipes: list[str]) -> None:
+        super().__init__(data)
+        field = self.fields["recipe"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = [(name, name) for name in recipes]

@@ -23,6 +23,7 @@ from inference.core.words import Rung
 from inference.models import Pool
 from inference.selectors import ReleaseView, pool_facts, pool_list, release_list, sku_of
 from inference.services import HOLD_S
+from kernel.problems import NOT_FOUND, Problem
 from tenants.models import Tenant
 
 
@@ -83,6 +84,14 @@ def cards(tenant: Tenant) -> list[ReleaseCard]:
     """The catalogue; releases that a pool here runs come first."""
     found = [_card(tenant, view) for view in release_list(settings.REGION)]
     return sorted(found, key=lambda card: not card.pool)
+
+
+def card_of(tenant: Tenant, release_id: str) -> ReleaseCard:
+    """One release of the catalogue. Problem NOT_FOUND for every other id."""
+    for view in release_list(settings.REGION):
+        if view.release.id == release_id:
+            return _card(tenant, view)
+    raise Problem(NOT_FOUND, f"release {release_id[:40]!r} is not in the catalogue")
 
 
 def form_choices() -> dict[str, list[tuple[str, str]]]:

@@ -35,6 +35,7 @@ class TenantRequest(HttpRequest):
 SECTIONS = {
     "overview": _("Overview"),
     "catalogue": _("Catalogue"),
+    "prices": _("Prices"),
     "endpoints": _("Endpoints"),
     "playground": _("Playground"),
     "keys": _("API keys"),

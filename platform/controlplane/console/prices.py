@@ -51,7 +51,7 @@ def reserved_day_cost(sheet: Sheet | None, tpm: int) -> int | None:
 
 def million_tokens_cost(sheet: Sheet) -> int:
     """The highest price of a million tokens of any kind."""
-    return max((total(rate(sheet, {meter: MILLION})) for meter in _token_meters(sheet)), default=0)
+    return max((total(rate(sheet, {meter: MILLION})) for meter in token_meters(sheet)), default=0)
 
 
 def price_list(tenant: Tenant, skus: Iterable[str], region: str) -> tuple[Price, ...]:
@@ -79,9 +79,10 @@ def _prices(sheet: Sheet) -> list[Price]:
             total(rate(sheet, {meter: MILLION})),
             sheet.currency,
         )
-        for meter in _token_meters(sheet)
+        for meter in token_meters(sheet)
     ]
 
 
-def _token_meters(sheet: Sheet) -> list[str]:
+def token_meters(sheet: Sheet) -> list[str]:
+    """The kinds of tokens that a sheet prices."""
     return [meter for meter in METERS if METERS[meter][0] == "token" and meter in sheet.meters]

@@ -66,6 +66,17 @@ class EndpointRow:
         return self.view.rung == Rung.RESERVED
 
     @property
+    def other_recipes(self) -> list[str]:
+        """What could take the place of its recipe, replica for replica."""
+        return [
+            recipe.id
+            for recipe in catalogue().recipes_of(self.view.release)
+            if recipe.id != self.view.recipe
+            and recipe.cards == self.view.accelerators
+            and self.view.accelerator in recipe.accelerators
+        ]
+
+    @property
     def callable(self) -> bool:
         """It answers requests now."""
         return self.view.phase in CALLABLE

@@ -3,23 +3,43 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils.translation import override
 
-from inference.models import Endpoint
+from controlplane.console import queries
+from controlplane.console.templatetags.console import day, instant
+from inference import refusals
+from inference.catalogue_files import catalogue
+from inference.models import Deployment, Endpoint
 from inference.services import endpoint_create
 from kernel import ids
+from kernel.money import PICO
 from tenants.models import ApiKey
+from tenants.selectors import endpoint_cap_get
 from tenants.services import member_add, tenant_create
 from tests.conftest import as_role
 from tests.controlplane.console.conftest import Person
 from tests.controlplane.console.markup import Markup
 
-PAGES = ("/", "/catalogue", "/endpoints", "/endpoints/new", "/playground", "/keys", "/usage", "/billing")
+PAGES = (
+    "/",
+    "/catalogue",
+    "/catalogue/tiny-deepseek",
+    "/prices",
+    "/endpoints",
+    "/endpoints/new",
+    "/playground",
+    "/keys",
+    "/usage",
+    "/billing",
+)
 POSTS = ("/tenant", "/playground/stream", "/keys", "/keys/x/revoke", "/endpoints/new", "/endpoints/ep_x/scale")
 
 
@@ -293,3 +313,48 @@ def test_a_stored_condition_is_said_in_the_readers_language_and_a_log_line_marke
     assert "此资源池没有在服务的节点。" in page
     assert re.search("引擎无法启动.exec format error", page)
     assert '<bdi dir="ltr" lang="en">Traceback (most recent call last)</bdi>' in page
+
+
+def test_the_spend_at_an_endpoint_is_capped_and_the_cap_is_taken_away(person, pool):
+    endpoint = paused_endpoint(person)
+    path = f"/endpoints/{public(endpoint)}"
+    assert person.post(f"{path}/cap", {"cap": "12.5"}).status_code == 302
+    assert 'name="cap" value="12.5"' in person.get(path).content.decode()
+    assert endpoint_cap_get(tenant_id=person.tenant.id, endpoint_id=public(endpoint)) == 12 * PICO + PICO // 2
+    assert person.post(f"{path}/cap", {"cap": "much"}).status_code == 302
+    assert "an amount is a decimal string" in person.get(path).content.decode()
+    person.post(f"{path}/cap", {"cap": ""})
+    assert endpoint_cap_get(tenant_id=person.tenant.id, endpoint_id=public(endpoint)) == 0
+
+
+def test_a_cap_at_another_tenants_endpoint_is_refused_as_absent(newcomer, pool):
+    owner, stranger = newcomer(), newcomer()
+    endpoint_id = public(paused_endpoint(owner))
+    assert stranger.post(f"/endpoints/{endpoint_id}/cap", {"cap": "1"}).status_code == 404
+    assert endpoint_cap_get(tenant_id=stranger.tenant.id, endpoint_id=endpoint_id) == 0
+
+
+def test_an_endpoint_changes_over_to_another_recipe_of_its_release(person, pool, monkeypatch):
+    known = catalogue()
+    second = replace(known.recipes["tiny-deepseek-cpu"], id="tiny-deepseek-cpu-2")
+    wider = replace(known, recipes={**known.recipes, second.id: second})
+    for module in (queries, refusals):
+        monkeypatch.setattr(module, "catalogue", lambda: wider)
+    endpoint = paused_endpoint(person)
+    path = f"/endpoints/{public(endpoint)}"
+    current = Deployment.objects.get(endpoint=endpoint).recipe
+    other = next(name for name in ("tiny-deepseek-cpu", second.id) if name != current)
+    assert f'<option value="{other}">' in person.get(path).content.decode()
+    assert person.post(f"{path}/update", {"recipe": other}).status_code == 302
+    assert Deployment.objects.get(endpoint=endpoint).recipe == other
+    person.post(f"{path}/update", {"recipe": "nothing"})
+    assert "there is no recipe nothing" in person.get(path).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("language", "shown"), [("en", "24 Nov 2026"), ("zh-hans", "2026年11月24日"), ("ar", "24 نوفمبر")]
+)
+def test_dates_are_written_as_the_language_writes_them(language, shown):
+    with override(language):
+        assert shown in day(datetime(2026, 11, 24, tzinfo=UTC))
+        assert shown in instant(datetime(2026, 11, 24, 9, 30, tzinfo=UTC))

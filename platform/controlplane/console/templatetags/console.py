@@ -1,14 +1,16 @@
 """Template tags: icons, money, ids and code blocks, each escaped and marked left-to-right where it must be."""
 
 import itertools
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from django import template
 from django.templatetags.static import static
+from django.utils import dateformat
 from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import pgettext
 
 from controlplane.console import sentences, words
 from controlplane.console.money import InvoiceLineRow
@@ -122,19 +124,13 @@ def instant(at: datetime | None) -> SafeString | str:
     """An instant in UTC, to the second."""
     if at is None:
         return "–"
-    return format_html(
-        '<time datetime="{}"><bdi dir="ltr" class="num nowrap">{} UTC</bdi></time>',
-        at.isoformat(),
-        f"{at:%Y-%m-%d %H:%M:%S}",
-    )
+    return _time(at, pgettext("an instant", r"j M Y, H:i:s \U\T\C"))
 
 
 @register.filter
-def day(at: datetime | None) -> SafeString | str:
-    """The date of an instant, UTC."""
-    if at is None:
-        return "–"
-    return format_html('<time><bdi dir="ltr" class="num nowrap">{}</bdi></time>', f"{at:%Y-%m-%d}")
+def day(at: date | None) -> SafeString | str:
+    """A date, or that of an instant in UTC."""
+    return "–" if at is None else _time(at, pgettext("a day", "j M Y"))
 
 
 _numbers = itertools.count(1)
@@ -150,6 +146,11 @@ def public_id(value: str, label: str = "") -> dict[str, Any]:
 def code(title: str, text: str) -> dict[str, Any]:
     """A code block with a title and a copy button."""
     return {"title": title, "text": text, "dom_id": f"code-{next(_numbers)}"}
+
+
+def _time(at: date, pattern: str) -> SafeString:
+    shown = dateformat.format(at, pattern)
+    return format_html('<time datetime="{}"><bdi class="num nowrap">{}</bdi></time>', at.isoformat(), shown)
 
 
 def _amount(pico: int, currency: str, text: str) -> SafeString:

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from django.contrib import messages
+from django.forms import Form
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.template.loader import render_to_string
@@ -11,16 +12,19 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from controlplane import keys
 from controlplane.console import api_calls, offers, queries
-from controlplane.console.forms import DeployForm, ReserveForm, ScaleForm
+from controlplane.console.forms import CapForm, DeployForm, ReserveForm, ScaleForm, UpdateForm
 from controlplane.console.pages import TenantRequest, actor, blame, page, refused, show
 from controlplane.console.usage import endpoint_cost
 from inference import services
 from inference.access import access_endpoint
 from inference.core.words import Rung
 from inference.models import Endpoint
-from kernel import ids
+from inference.selectors import endpoint_get
+from kernel import ids, money
 from kernel.problems import Problem
+from tenants.selectors import endpoint_cap_get
 
 
 @require_safe
@@ -77,6 +81,10 @@ def endpoint(request: TenantRequest, endpoint_id: str) -> HttpResponse:
             if row.is_reserved
             else ScaleForm(initial={"replicas": row.view.replicas})
         ),
+        "update_form": UpdateForm(recipes=row.other_recipes),
+        "cap_form": CapForm(
+            initial={"cap": money.to_string(endpoint_cap_get(tenant_id=request.tenant.id, endpoint_id=row.view.id))}
+        ),
         "snippets": api_calls.completion(row.model),
         "api_calls": api_calls.endpoint_changes(request, row.view.id, row.view.replicas + 1),
     }
@@ -108,11 +116,34 @@ def endpoint_scale(request: TenantRequest, endpoint_id: str) -> HttpResponse:
     is_reserved = own.rung == Rung.RESERVED
     form = ReserveForm(request.POST) if is_reserved else ScaleForm(request.POST)
     if not form.is_valid():
-        messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors), "bad")
-        return redirect("console:endpoint", endpoint_id)
+        return _malformed(request, endpoint_id, form)
     change = services.endpoint_reserve if is_reserved else services.endpoint_scale
     done = _("The reservation is changed.") if is_reserved else _("The number of replicas is changed.")
     return _act(request, endpoint_id, done, change, endpoint=own, **form.cleaned_data)
+
+
+@require_POST
+@page
+def endpoint_update(request: TenantRequest, endpoint_id: str) -> HttpResponse:
+    """Another recipe."""
+    own = _own(request, endpoint_id)
+    recipe = request.POST.get("recipe", "")
+    done = _("The new recipe is rolling out.")
+    return _act(request, endpoint_id, done, services.endpoint_update, endpoint=own, recipe=recipe)
+
+
+@require_POST
+@page
+def endpoint_cap(request: TenantRequest, endpoint_id: str) -> HttpResponse:
+    """The most to spend at an endpoint in a month, the tenant's own or a shared one."""
+    view = endpoint_get(tenant_id=request.tenant.id, endpoint_id=endpoint_id)
+    form = CapForm(request.POST)
+    if not form.is_valid():
+        return _malformed(request, endpoint_id, form)
+    return _act(
+        request, endpoint_id, _("The cap holds from the next request on."), keys.endpoint_cap,
+        tenant_id=request.tenant.id, endpoint_id=view.id, cap_pico=form.cleaned_data["cap"],
+    )  # fmt: skip
 
 
 @require_POST
@@ -143,7 +174,12 @@ def _own(request: TenantRequest, endpoint_id: str) -> Endpoint:
     return access_endpoint(tenant_id=request.tenant.id, endpoint_id=endpoint_id)
 
 
-def _act(request: TenantRequest, endpoint_id: str, done: str, service: Any, **arguments: Any) -> HttpResponse:
+def _malformed(request: TenantRequest, endpoint_id: str, form: Form) -> HttpResponse:
+    messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors), "bad")
+    return redirect("console:endpoint", endpoint_id)
+
+
+def _act(request: TenantRequest, endpoint_id: str, done: str, service: Any, /, **arguments: Any) -> HttpResponse:
     """Call a service; its Problem is shown on the endpoint's page, where the way out is."""
     try:
         service(actor=actor(request), **arguments)

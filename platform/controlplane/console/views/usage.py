@@ -1,7 +1,11 @@
 """Usage: every metered line by day, endpoint, key and meter, on a page and as a file."""
 
+from datetime import date
+
 from django.http import HttpResponse
+from django.utils import dateformat
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django.views.decorators.http import require_safe
 
 from controlplane import usage as sums
@@ -20,7 +24,7 @@ def usage(request: TenantRequest) -> HttpResponse:
         "report": reads.report(request.tenant, wanted),
         "currency": request.tenant.currency,
         "wanted": wanted,
-        "months": sums.months(),
+        "months": [(name, _month(name)) for name in sums.months()],
         "month": f"{wanted.start:%Y-%m}",
         "first_call": api_calls.completion("YOUR_ENDPOINT_ID")[0].text,
         "api_calls": [api_calls.read(request, _("Read the usage events"), path)],
@@ -34,6 +38,10 @@ def usage_file(request: TenantRequest) -> HttpResponse:
     """The same sums as CSV."""
     wanted = _wanted(request)
     return attachment(sums.as_csv(request.tenant, wanted), f"usage-{wanted.start:%Y-%m}.csv")
+
+
+def _month(name: str) -> str:
+    return dateformat.format(date.fromisoformat(f"{name}-01"), pgettext("a month", "F Y"))
 
 
 def _wanted(request: TenantRequest) -> sums.Wanted:
