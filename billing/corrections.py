@@ -1,22 +1,64 @@
-"""Corrections: usage taken back by a new event at the original rate; what was booked never changes."""
+"""Corrections: usage taken back by a new event at the original rate; what was booked never changes.
 
+One that comes before the event that it corrects is parked in quarantine until that is on the books.
+"""
+
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 
-from billing.core.corrections import TooMuch, reverse
-from billing.models import LedgerEntry, PriceSheet, RatedLine, UsageEvent
+from billing.core.corrections import TooMuch, check_deltas, reverse
+from billing.core.judge import AHEAD, OLDEST, out_of_time
+from billing.models import LedgerEntry, Operation, PriceSheet, Quarantine, RatedLine, UsageEvent
 from billing.posting import Charge, correction_post, taken_by, tenant_lock
 from billing.selectors import seconds_rated
 from kernel import usage
+from kernel.clock import utcnow
 from kernel.ids import new_id
 from kernel.money import to_string
 from kernel.pricing import Rate, total
 from kernel.problems import CONFLICT, INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.services import audit_write
+
+
+class NotYet(LookupError):
+    """The usage event to correct is not on the books."""
+
+
+def correction_park(*, arguments: Mapping[str, Any], actor: str) -> Quarantine:
+    """Keep a correction {event_id, counts, reason} for a usage event that may still come.
+
+    Problems: not_found (an event of that id cannot come any more, or not yet); invalid_parameter (reason, counts).
+    """
+    event_id = UUID(arguments["event_id"])
+    if wrong := out_of_time(event_id, utcnow()):
+        raise Problem(NOT_FOUND, f"there is no usage event {event_id}, and none is waited for: {wrong}")
+    _check_reason(arguments["reason"])
+    try:
+        check_deltas(arguments["counts"])
+    except ValueError as error:
+        raise Problem(INVALID_PARAMETER, str(error), param="counts") from error
+    return Quarantine.objects.create(
+        reason=f"a correction by {actor} waits for usage event {event_id}",
+        payload=json.dumps({"arguments": dict(arguments), "actor": actor}),
+        corrects=event_id,
+    )
+
+
+def parked_list(*, now: datetime) -> "QuerySet[Quarantine]":
+    """Parked corrections, the oldest first, whose usage event is booked and that nobody asked for again since."""
+    return Quarantine.objects.filter(
+        Exists(UsageEvent.objects.filter(event_id=OuterRef("corrects"))),
+        ~Exists(Operation.objects.filter(id=OuterRef("id"))),
+        corrects__isnull=False,
+        at__gt=now - OLDEST - AHEAD,
+    ).order_by("at")
 
 
 @transaction.atomic
@@ -27,8 +69,7 @@ def usage_correct(*, event_id: UUID, counts: Mapping[str, int], actor: str, reas
     follow (`credit_note_issue`); else its draft shrinks. Problems: not_found; invalid_parameter (reason,
     counts); conflict (earlier corrections left less than that).
     """
-    if not reason.strip():
-        raise Problem(INVALID_PARAMETER, "reason is a sentence that the audit log keeps", param="reason")
+    _check_reason(reason)
     original = UsageEvent.objects.filter(event_id=event_id).exclude(provenance=usage.CORRECTION).first()
     if original is None:
         raise Problem(NOT_FOUND, f"there is no usage event {event_id} that can be corrected")
@@ -76,6 +117,11 @@ def usage_correct(*, event_id: UUID, counts: Mapping[str, int], actor: str, reas
         },
     )
     return event.event_id
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise Problem(INVALID_PARAMETER, "reason is a sentence that the audit log keeps", param="reason")
 
 
 def _left(event_id: UUID) -> dict[str, int]:

@@ -190,13 +190,17 @@ def _serve(floats: Floats, purse: Purse, wanted: int, done: Pass) -> None:
     accounts = LedgerAccount.objects.filter(tenant_id=purse.tenant_id, currency=purse.currency, kind__in=SPENDING)
     accounts = accounts.filter(purse=purse.purse).exclude(credit_of__expires_at__lte=utcnow())
     available = sum(max(0, account.available) for account in accounts)
-    spend = spent_since(purse.tenant_id, purse.currency, utcnow() - RECENT)
+    # Scoped credit is lent as it is wanted, whole: what was spent says nothing of it.
+    general = purse.purse == wire.GENERAL
+    spend = spent_since(purse.tenant_id, purse.currency, utcnow() - RECENT) if general else 0
     amount = lend_amount(available=available, free=state.free, spend_10_min=spend, wanted=wanted)
     if amount:
         lent = lend(floats, purse, transfer=state.transfer + 1, amount=amount)
         done.lent += lent
         available -= lent
-    elif back := return_amount(free=state.free, spend_10_min=spend, idle=not wanted and _idle(purse, floats)):
+    elif back := return_amount(
+        free=state.free, spend_10_min=spend, idle=general and not wanted and _idle(purse, floats)
+    ):
         done.returned += take_back(floats, purse, transfer=state.transfer + 1, amount=back)
     if state.dry != (available <= 0):
         floats.mark_dry(purse.name, dry=available <= 0)
@@ -298,13 +302,11 @@ def _book_return(floats: Floats, purse: Purse, transfer: int, amount: int) -> No
 
 
 def _idle(purse: Purse, floats: Floats) -> bool:
-    """Nothing was lent to this float lately; scoped credit is of no use elsewhere and stays lent."""
-    return (
-        purse.purse == wire.GENERAL
-        and not HoldMove.objects.filter(
-            hold__in=purse.holds(floats.generation), kind=MoveKind.PLACE, at__gt=utcnow() - RECENT
-        ).exists()
+    """Nothing was lent to this float lately."""
+    lately = HoldMove.objects.filter(
+        hold__in=purse.holds(floats.generation), kind=MoveKind.PLACE, at__gt=utcnow() - RECENT
     )
+    return not lately.exists()
 
 
 def _clocks_apart_s(client: Redis) -> float:

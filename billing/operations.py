@@ -1,5 +1,6 @@
-"""The operators' door to money: small acts are done at once, large ones wait for a second person."""
+"""The operators' door to money: small acts are done at once; what is large, or makes a day large, waits for another."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,18 +8,22 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import Sum
 
-from billing import corrections, scoped, services, settling
-from billing.models import Invoice, LedgerTx, Operation, PriceSheet, RatedLine, UsageEvent
-from billing.models.operations import DONE, REFUSED, WAITING
+from billing import corrections, ledger, scoped, services, settling
+from billing.advisory import alone
+from billing.models import Invoice, LedgerTx, Operation, PriceSheet, Quarantine, RatedLine, UsageEvent
+from billing.models.operations import ALONE, DONE, REFUSED, WAITING
 from kernel import money
-from kernel.clock import utcnow
+from kernel.clock import DAY, utcnow
+from kernel.ids import new_id
 from kernel.problems import CONFLICT, FORBIDDEN, INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.models import Tenant
 from tenants.services import audit_write
 
 Arguments = Mapping[str, Any]
+CORRECT = "correct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +43,13 @@ class Action:
     do: Callable[[Worth, Arguments, str], object]
 
 
-def operation_ask(*, action: str, arguments: Arguments, actor: str) -> Operation | None:
-    """Do an operator's act; above the limit keep it for a second person instead, and return it.
+@transaction.atomic
+def operation_ask(
+    *, action: str, arguments: Arguments, actor: str, operation_id: UUID | None = None
+) -> Operation | Quarantine | None:
+    """Do an operator's act, or return what waits: for a second person, or a correction for its usage event.
 
+    A second person is needed above the limit, for one act or for all that this person did alone within a day.
     `action` is topup or grant {tenant_id, amount, idem_key}, credit {the same, scope, value, expires_at},
     credit-limit {tenant_id, amount}, reverse {tx_id}, correct {event_id, counts, reason}, pay {invoice_id,
     received}; amounts are decimal strings, instants ISO 8601.
@@ -48,21 +57,42 @@ def operation_ask(*, action: str, arguments: Arguments, actor: str) -> Operation
     """
     if action not in ACTIONS:
         raise Problem(INVALID_PARAMETER, f"action is one of {', '.join(ACTIONS)}", param="action")
-    worth = _worth(action, arguments)
-    if worth.amount_pico <= money.parse(settings.TWO_PERSON_ABOVE):
-        ACTIONS[action].do(worth, arguments, actor)
-        return None
-    with transaction.atomic():
-        operation = Operation.objects.create(
-            tenant_id=worth.tenant_id,
-            action=action,
-            arguments=dict(arguments),
-            amount=worth.amount_pico,
-            currency=worth.currency,
-            asked_by=actor,
-        )
+    try:
+        worth = _worth(action, arguments)
+    except corrections.NotYet:
+        return corrections.correction_park(arguments=arguments, actor=actor)
+    operation = Operation(
+        id=operation_id or new_id(),
+        tenant_id=worth.tenant_id,
+        action=action,
+        arguments=dict(arguments),
+        amount=worth.amount_pico,
+        currency=worth.currency,
+        asked_by=actor,
+    )
+    if worth.amount_pico + _moved_alone(actor, worth.currency) > money.parse(settings.TWO_PERSON_ABOVE):
+        operation.save(force_insert=True)
         _audit(operation, actor, "asked")
-    return operation
+        return operation
+    ACTIONS[action].do(worth, arguments, actor)
+    operation.status, operation.decided_by, operation.decided_at = ALONE, actor, utcnow()
+    operation.save(force_insert=True)
+    return None
+
+
+def corrections_apply(*, now: datetime | None = None) -> int:
+    """Ask again for every parked correction whose usage event is on the books by now; how many, each of them once.
+
+    What is refused raises an alarm a day and stays where it is.
+    """
+    done = 0
+    with alone("billing", "corrections") as granted:
+        for parked in corrections.parked_list(now=now or utcnow()) if granted else ():
+            asked = json.loads(parked.payload)
+            with ledger.apart(what=f"the parked correction {parked.id}"):
+                operation_ask(action=CORRECT, **asked, operation_id=parked.id)
+                done += 1
+    return done
 
 
 @transaction.atomic
@@ -79,6 +109,14 @@ def operation_approve(*, operation_id: UUID, actor: str) -> Operation:
 def operation_refuse(*, operation_id: UUID, actor: str) -> Operation:
     """Drop what waits. Problems: not_found; conflict (decided before)."""
     return _decided(_waiting(operation_id), REFUSED, actor)
+
+
+def _moved_alone(actor: str, currency: str) -> int:
+    """Pico-units that a person moved alone within a day; whoever asks twice at once waits for the first answer."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('operator'), hashtext(%s))", [actor])
+    lately = Operation.objects.filter(asked_by=actor, status=ALONE, currency=currency, asked_at__gt=utcnow() - DAY)
+    return int(lately.aggregate(total=Sum("amount", default=0))["total"])
 
 
 def _waiting(operation_id: UUID) -> Operation:
@@ -143,7 +181,7 @@ def _correction_worth(arguments: Arguments) -> Worth:
     """At most what the deltas cost at the event's own rates: a cumulative rounding may be a pico less."""
     event = UsageEvent.objects.filter(event_id=UUID(arguments["event_id"])).first()
     if event is None:
-        raise Problem(NOT_FOUND, f"there is no usage event {arguments['event_id']}")
+        raise corrections.NotYet
     counts = arguments["counts"]
     amount = sum(
         -(int(counts.get(line.meter_id, 0)) * int(line.num_pico) // line.den)
@@ -159,18 +197,8 @@ def _payment_worth(arguments: Arguments) -> Worth:
     return Worth(invoice.tenant_id, invoice.currency, money.parse(arguments["received"]))
 
 
-def _topup(worth: Worth, arguments: Arguments, actor: str) -> object:
-    return services.topup(
-        tenant_id=worth.tenant_id,
-        currency=worth.currency,
-        amount_pico=worth.amount_pico,
-        idem_key=arguments["idem_key"],
-        actor=actor,
-    )
-
-
-def _grant(worth: Worth, arguments: Arguments, actor: str) -> object:
-    return services.promo_grant(
+def _given(give: Callable[..., object]) -> Callable[[Worth, Arguments, str], object]:
+    return lambda worth, arguments, actor: give(
         tenant_id=worth.tenant_id,
         currency=worth.currency,
         amount_pico=worth.amount_pico,
@@ -222,11 +250,11 @@ def _pay(worth: Worth, arguments: Arguments, actor: str) -> object:
 
 
 ACTIONS = {
-    "topup": Action(_money_worth, _topup),
-    "grant": Action(_money_worth, _grant),
+    "topup": Action(_money_worth, _given(services.topup)),
+    "grant": Action(_money_worth, _given(services.promo_grant)),
     "credit": Action(_credit_worth, _credit),
     "credit-limit": Action(_amount_worth, _credit_limit),
     "reverse": Action(_reversal_worth, _reverse),
-    "correct": Action(_correction_worth, _correct),
+    CORRECT: Action(_correction_worth, _correct),
     "pay": Action(_payment_worth, _pay),
 }

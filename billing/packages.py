@@ -14,7 +14,7 @@ from billing import services
 from billing.core.packages import Bought, Used, cover
 from billing.models import TokenPackage
 from billing.posting import Charge, charges_post, tenant_lock
-from billing.selectors import sheet_for
+from billing.selectors import purses_paying, sheet_for
 from kernel import usage
 from kernel.clock import utcnow
 from kernel.ids import new_id
@@ -70,8 +70,9 @@ def package_buy(
         from_at=now,
         until_at=now + timedelta(days=offer.days),
     )
+    purses = purses_paying(tenant_id=tenant_id, currency=currency, sku=sku, pool="")
     missing = services.deployment_hold_fill(
-        tenant_id=tenant_id, currency=currency, deployment_id=package.id, sku=sku, needed_pico=offer.price_pico
+        tenant_id=tenant_id, currency=currency, deployment_id=package.id, purses=purses, needed_pico=offer.price_pico
     )
     if missing:
         raise Problem(INSUFFICIENT_BALANCE, f"{to_string(missing)} {currency} are missing for this package; top up")

@@ -86,6 +86,7 @@ def _book(notice: Notice) -> bool:
             amount_pico=notice.amount_pico,
             idem_key=idem_key,
             actor=ACTOR,
+            payment=notice.payment,
         )
         return True
     paid = LedgerTx.objects.filter(idem_key=services.money_key("topup", notice.tenant_id, idem_key)).first()

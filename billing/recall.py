@@ -2,13 +2,15 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import cache
 from uuid import UUID
 
 import redis
 from django.conf import settings
 
-from billing.models import SPENDING, Hold, LedgerAccount
+from billing.models import Hold
+from billing.selectors import purses_available
 from kernel import wire
 
 log = logging.getLogger(__name__)
@@ -16,19 +18,22 @@ WAIT_S = 1.0
 POLL_S = 0.02
 
 
-def ask(*, tenant_id: UUID, currency: str, amount_pico: int) -> bool:
-    """Ask this region's floats for what they have idle, up to `amount_pico`; False where nothing can come."""
+def ask(*, tenant_id: UUID, currency: str, purses: Sequence[str], amount_pico: int) -> bool:
+    """Ask this region's floats of those purses for what they have idle, up to `amount_pico` of each.
+
+    False where nothing can come.
+    """
     lent = Hold.objects.filter(
         account__tenant_id=tenant_id,
         account__currency=currency,
         subject__startswith="gateway:",
         subject__endswith=f":{settings.REGION}",
-        account__purse=wire.GENERAL,
+        account__purse__in=purses,
         sealed_at=None,
         open__gt=0,
     )
-    purses = sorted({subject.split(":")[1] for subject in lent.values_list("subject", flat=True)})
-    wants = [wire.dumps(wire.Want(str(tenant_id), purse, currency, -amount_pico)) for purse in purses]
+    names = sorted({subject.split(":")[1] for subject in lent.values_list("subject", flat=True)})
+    wants = [wire.dumps(wire.Want(str(tenant_id), name, currency, -amount_pico)) for name in names]
     if not wants:
         return False
     try:
@@ -39,22 +44,21 @@ def ask(*, tenant_id: UUID, currency: str, amount_pico: int) -> bool:
     return True
 
 
-def bring_back(*, tenant_id: UUID, currency: str, needed_pico: int) -> None:
-    """Ask for what is missing of `needed_pico` and wait until it is available, a second at most.
+def bring_back(*, tenant_id: UUID, currency: str, purses: Sequence[str], needed_pico: int) -> None:
+    """Ask for what those purses miss of `needed_pico` and wait until it is available, a second at most.
 
     The caller has locked none of the tenant's accounts: the lender returns into them.
     """
-    missing = needed_pico - _available(tenant_id, currency)
-    if missing <= 0 or not ask(tenant_id=tenant_id, currency=currency, amount_pico=missing):
+
+    def missing() -> int:
+        return needed_pico - purses_available(tenant_id=tenant_id, currency=currency, purses=purses)
+
+    short = missing()
+    if short <= 0 or not ask(tenant_id=tenant_id, currency=currency, purses=purses, amount_pico=short):
         return
     until = time.monotonic() + WAIT_S
-    while _available(tenant_id, currency) < needed_pico and time.monotonic() < until:
+    while missing() > 0 and time.monotonic() < until:
         time.sleep(POLL_S)
-
-
-def _available(tenant_id: UUID, currency: str) -> int:
-    rows = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING, purse=wire.GENERAL)
-    return sum(account.available for account in rows)
 
 
 @cache

@@ -6,25 +6,22 @@ charged as they are added, fewer show from the next midnight on, and a pause and
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
 from django.db.models import Sum
 
-from billing import ledger
 from billing.core.slices import charges_due
 from billing.models import RatedLine, ReservedSpan
-from billing.posting import Charge, charges_post, tenant_lock
-from billing.selectors import price_ahead, sheet_for
-from billing.services import accounts_open, deployment_subject
-from billing.spans import facts_copy, hold_ahead, tenants_rate
+from billing.posting import Charge
+from billing.rating import Time, facts_copy, hold_ahead, price_of, time_rate
+from billing.selectors import price_ahead
+from billing.services import deployment_subject
 from kernel import ids, usage
 from kernel.clock import DAY, day_of, utcnow
 from kernel.pricing import KTPM_DAY, Sheet, rate, total
-from tenants.selectors import tenant_get
 
 TOPIC = "inference.reserved"
 # So long before midnight the next day's money is set aside.
@@ -41,29 +38,7 @@ def days_rate(*, now: datetime | None = None) -> int:
 
     Catching up skips no day: without a price it stops there and says so. A repeat books nothing twice.
     """
-    now = now or utcnow()
-    running = ReservedSpan.objects.filter(finished=False).order_by("tenant_id")
-    return tenants_rate(running.values_list("tenant_id", flat=True).distinct(), _tenant_rate, now)
-
-
-@transaction.atomic
-def _tenant_rate(tenant_id: UUID, now: datetime) -> int:
-    tree = tenant_lock(tenant_id=tenant_id)
-    currency = tenant_get(tenant_id).currency
-    accounts_open(tenant_id=tenant_id, currency=currency)
-    spans = list(
-        ReservedSpan.objects.select_for_update()
-        .filter(tenant_id=tenant_id, finished=False)
-        .order_by("from_at", "endpoint_id")
-    )
-    rater = _Rater(currency, now)
-    charges = [charge for span in spans for charge in rater.charges(span)]
-    if charges:
-        charges_post(tree=tree, currency=currency, charges=charges, source_id="reserved")
-    for span in spans:
-        span.save(update_fields=["due_at", "finished"])
-        _ahead(span, currency, now)
-    return len(charges)
+    return time_rate(RESERVATIONS, now=now or utcnow())
 
 
 class _Rater:
@@ -76,16 +51,9 @@ class _Rater:
     def charges(self, span: ReservedSpan) -> Iterator[Charge]:
         """The span's days that began and are not booked; moves the span on."""
         for at in charges_due(span.due_at, ended_at=span.ended_at, now=self._now):
-            sheet = sheet_for(
-                sku=span.sku, region=span.region, currency=self._currency, tenant_id=span.tenant_id, at=at
-            )
-            sheet = sheet and sheet.at(at)
-            if sheet is None or KTPM_DAY not in sheet.meters:
-                ledger.alarm(
-                    key=f"unrated:{span.endpoint_id}:{at.isoformat()}",
-                    sentence=f"{span.sku} has no price in {self._currency} at {at.isoformat()}: "
-                    f"endpoint {span.endpoint_id} is not billed on",
-                )
+            who = f"endpoint {span.endpoint_id}"
+            sheet = price_of(span, KTPM_DAY, currency=self._currency, at=at, who=who)
+            if sheet is None:
                 return
             more = span.ktpm - self._before(span.endpoint_id, day_of(at))
             if more > 0:
@@ -130,27 +98,27 @@ class _Rater:
         return Charge(event, lines, deployment_subject(span.endpoint_id), None, event.payload_sha256())
 
 
-def _ahead(span: ReservedSpan, currency: str, now: datetime) -> None:
-    if span.ended_at is not None or now < span.due_at - AHEAD:
-        return
-    pico = price_ahead(
-        sku=span.sku,
-        region=span.region,
-        currency=currency,
-        tenant_id=span.tenant_id,
-        meter=KTPM_DAY,
-        quantity=span.ktpm,
-        at=span.due_at,
-    )
-    hold_ahead(
-        tenant_id=span.tenant_id,
-        currency=currency,
-        deployment_id=span.endpoint_id,
-        sku=span.sku,
-        needed_pico=pico or 0,
-        until=span.due_at + DAY,
-        now=now,
-    )
+def _ahead(spans: Sequence[ReservedSpan], currency: str, now: datetime) -> None:
+    """Set the next day of each running reservation aside, from shortly before its midnight on."""
+    for span in spans:
+        if span.ended_at is not None or now < span.due_at - AHEAD:
+            continue
+        pico = price_ahead(
+            sku=span.sku,
+            region=span.region,
+            currency=currency,
+            tenant_id=span.tenant_id,
+            meter=KTPM_DAY,
+            quantity=span.ktpm,
+            at=span.due_at,
+        )
+        until = span.due_at + DAY
+        hold_ahead(span, span.endpoint_id, currency=currency, needed_pico=pico or 0, until=until, now=now)
+
+
+RESERVATIONS = Time(
+    ReservedSpan, ("from_at", "endpoint_id"), ("due_at", "finished"), source="reserved", rater=_Rater, ahead=_ahead
+)
 
 
 def _span_write(payload: dict[str, Any]) -> None:
@@ -170,6 +138,7 @@ def _span_write(payload: dict[str, Any]) -> None:
                 "tenant_id": UUID(payload["tenant_id"]),
                 "sku": str(payload["sku"]),
                 "region": str(payload["region"]),
+                "pool": str(payload.get("pool", "")),
                 "ktpm": ktpm,
                 "due_at": at,
             },

@@ -1,19 +1,19 @@
-"""Scoped credit: promotional money for one model or one kind of accelerator, in a purse of its own until it expires.
+"""Scoped credit: promotional money for one model, kind of accelerator or pool, in a purse of its own until it expires.
 
 A purse is named by what it pays for, so that a gateway sees from the SKU alone which of a key's purses it may try;
-the soonest to expire is tried first, the general one last. A model's is lent to the gateways at once, whole; an
-accelerator's waits for the holds of dedicated time, which no gateway takes. What is left at the end goes back to
-where it came from.
+the soonest to expire is tried first, the general one last. A model's is lent to the gateways at once, whole, but for
+what dedicated time lacks; an accelerator's or a pool's waits for the holds of such time, which no gateway takes.
+What is left at the end goes back to where it came from.
 """
 
 from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, QuerySet, Sum
 
 from billing import ledger
-from billing.models import AccountKind, Credit, LedgerAccount, LedgerTx
+from billing.models import AccountKind, Credit, LedgerAccount, LedgerTx, Shortfall
 from billing.services import accounts_open, money_key
 from kernel import wire
 from kernel.clock import utcnow
@@ -22,8 +22,7 @@ from kernel.money import to_string
 from kernel.problems import IDEMPOTENCY_MISMATCH, INVALID_PARAMETER, Problem
 from tenants.services import audit_write, keys_renew
 
-MODEL = "model"
-SCOPES = (MODEL, "accelerator")
+SCOPES = (wire.MODEL, wire.ACCELERATOR, wire.POOL)
 # More than any float has free: take back everything.
 EVERYTHING = 2**62
 
@@ -40,14 +39,14 @@ def credit_grant(
     idem_key: str,
     actor: str,
 ) -> Credit:
-    """Give credit that pays only for SKUs with `value` in their name; the same `idem_key` gives once.
+    """Give credit that pays only for SKUs with `value` in their name, or time on that pool.
 
-    `scope` is model (a release id) or accelerator. Problems: invalid_parameter, idempotency_mismatch.
+    The same `idem_key` gives once. `scope` is model (a release id), accelerator or pool (`region/name`).
+    Problems: invalid_parameter, idempotency_mismatch.
     """
-    if scope not in SCOPES or not value or set(value) & set(":= "):
-        raise Problem(
-            INVALID_PARAMETER, f"scope is {' or '.join(SCOPES)}, value its id in the catalogue", param="scope"
-        )
+    if scope not in SCOPES or not value or set(value) & set(":= ") or (scope == wire.POOL) != ("/" in value):
+        sentence = f"scope is one of {', '.join(SCOPES)}, value its id in the catalogue or a pool's region/name"
+        raise Problem(INVALID_PARAMETER, sentence, param="scope")
     if amount_pico <= 0:
         raise Problem(INVALID_PARAMETER, "amount is above zero", param="amount")
     if expires_at <= utcnow():
@@ -102,11 +101,20 @@ def credit_list_for(tenant_id: UUID) -> QuerySet[Credit]:
 
 
 def wants() -> list[wire.Want]:
-    """What the lender has to do for scoped credit: lend all of what pays for models, take back what has expired."""
+    """What the lender has to do for scoped credit: lend what pays for models, take back what has expired.
+
+    What dedicated time lacks is not lent anew: the next pass over that time takes it.
+    """
     now = utcnow()
+    lacking = {
+        tenant_id: int(missing)
+        for tenant_id, missing in Shortfall.objects.values_list("tenant_id").annotate(Sum("missing_pico"))
+    }
     found = Credit.objects.filter(account__posted__gt=0).select_related("account")
     amounts = {
-        credit: -EVERYTHING if credit.expires_at <= now else credit.account.available * (credit.scope == MODEL)
+        credit: -EVERYTHING
+        if credit.expires_at <= now
+        else max(0, credit.account.available - lacking.get(credit.tenant_id, 0)) * (credit.scope == wire.MODEL)
         for credit in found
     }
     return [

@@ -26,7 +26,7 @@ from billing.models import (
 from kernel.clock import month_of, utcnow
 from kernel.money import div_half_even
 from kernel.pricing import ACCEL_SECOND, Rate, Sheet, sheet_from_body
-from kernel.wire import GENERAL
+from kernel.wire import GENERAL, purses_for
 from tenants.selectors import tenant_get
 
 FACTS = """
@@ -100,6 +100,17 @@ def purses_of(tenant_id: UUID, currency: str) -> list[str]:
     return [*live.order_by("expires_at", "id").values_list("account__purse", flat=True), GENERAL]
 
 
+def purses_paying(*, tenant_id: UUID, currency: str, sku: str, pool: str) -> list[str]:
+    """Those of them that pay for time of a SKU on a pool (`region/name`; "" is none), in order."""
+    return purses_for(purses_of(tenant_id, currency), sku, pool=pool)
+
+
+def purses_available(*, tenant_id: UUID, currency: str, purses: Sequence[str]) -> int:
+    """Pico-units that new holds may take from those purses."""
+    rows = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING, purse__in=purses)
+    return sum(account.available for account in rows)
+
+
 def usage_list_for(
     tenant_id: UUID,
     *,
@@ -109,15 +120,15 @@ def usage_list_for(
 ) -> QuerySet[UsageEvent]:
     """A tenant's usage events, newest first, with their rated lines in `lines`; slice or page as needed.
 
-    `start` and `end` bound the end of use, half-open.
+    `start` and `end` bound the start of use, half-open, as an invoice's period does.
     """
     events = UsageEvent.objects.filter(tenant_id=tenant_id).prefetch_related("lines").order_by("-event_id")
     if endpoint_id:
         events = events.filter(endpoint_id=endpoint_id)
     if start:
-        events = events.filter(ended_at__gte=start)
+        events = events.filter(started_at__gte=start)
     if end:
-        events = events.filter(ended_at__lt=end)
+        events = events.filter(started_at__lt=end)
     return events
 
 

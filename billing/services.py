@@ -8,8 +8,8 @@ from django.db.models import Max, QuerySet, Sum
 
 from billing import ledger, recall, selectors
 from billing.bulk import hex_bytes, insert_rows
-from billing.models import SPENDING, AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
-from kernel import wire
+from billing.models import AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
+from billing.models.ledger import PAYMENT
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS, to_string
 from kernel.pricing import ACCEL_SECOND, KTPM_DAY, Sheet, canonical
@@ -66,10 +66,13 @@ def credit_limit_set(*, tenant_id: UUID, currency: str, limit_pico: int, actor: 
     audit_write(actor=actor, tenant_id=tenant_id, action="tenant.credit_limit", detail=detail)
 
 
-def topup(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str) -> UUID:
+def topup(
+    *, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str, payment: str | None = None
+) -> UUID:
     """Credit money that came in; what is owed in overrun is settled first. The id of the transaction.
 
-    The same `idem_key` credits once. Problems: invalid_parameter (amount), idempotency_mismatch.
+    The same `idem_key` credits once, and `payment`, the provider's id of it in that currency, one tenant only.
+    Problems: invalid_parameter (amount), idempotency_mismatch, conflict (another tenant was credited).
     """
     return _money_in(
         tenant_id=tenant_id,
@@ -78,6 +81,7 @@ def topup(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, ac
         idem_key=idem_key,
         actor=actor,
         kind="topup",
+        payment=payment,
     )
 
 
@@ -165,31 +169,35 @@ def sheet_publish(*, sheet: Sheet, actor: str) -> bytes:
 
 
 @transaction.atomic
-def hold_place(*, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, accelerator_seconds: int) -> None:
+def hold_place(
+    *, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, pool: str, accelerator_seconds: int
+) -> None:
     """Set aside the price of that much time of a dedicated SKU; a repeat tops up to it and places no more.
 
-    Works under the web role inside its tenant's scope. Problems: insufficient_balance, unrated.
+    `pool` is `region/name` of the one that it runs on. Works under the web role inside its tenant's scope.
+    Problems: insufficient_balance, unrated.
     """
-    _hold_place(tenant_id, deployment_id, sku, region, ACCEL_SECOND, accelerator_seconds)
+    _hold_place(tenant_id, deployment_id, sku, region, pool, ACCEL_SECOND, accelerator_seconds)
 
 
 @transaction.atomic
-def reserved_hold_place(*, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, ktpm: int) -> None:
+def reserved_hold_place(*, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, pool: str, ktpm: int) -> None:
     """Set aside the price of one UTC day of that many kTPM; a repeat tops up to it and places no more.
 
-    For a raise within a day, `ktpm` is what comes on top. `hold_close` with the endpoint's id ends it. Works under
-    the web role inside its tenant's scope. Problems: insufficient_balance, unrated.
+    For a raise within a day, `ktpm` is what comes on top. `hold_close` with the endpoint's id ends it. As
+    `hold_place` else.
     """
-    _hold_place(tenant_id, endpoint_id, sku, region, KTPM_DAY, ktpm)
+    _hold_place(tenant_id, endpoint_id, sku, region, pool, KTPM_DAY, ktpm)
 
 
-def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID, sku: str, needed_pico: int) -> int:
-    """Raise a deployment's hold to `needed_pico`, wholly or not at all; what is missing (0: done).
+def deployment_hold_fill(
+    *, tenant_id: UUID, currency: str, deployment_id: UUID, purses: list[str], needed_pico: int
+) -> int:
+    """Raise a deployment's hold to `needed_pico` from those purses in order, wholly or not at all.
 
-    Scoped credit that pays for the SKU is taken first.
+    What is missing (0: done).
     """
     subject = deployment_subject(deployment_id)
-    purses = wire.purses_for(selectors.purses_of(tenant_id, currency), sku)
     live = _live(tenant_id, currency, deployment_id)
     more = needed_pico - (live.aggregate(total=Sum("open"))["total"] or 0)
     if more <= 0:
@@ -205,8 +213,7 @@ def deployment_hold_fill(*, tenant_id: UUID, currency: str, deployment_id: UUID,
         placed = int(cursor.fetchone()[0])
     if placed == more:
         return 0
-    payers = LedgerAccount.objects.filter(tenant_id=tenant_id, currency=currency, kind__in=SPENDING, purse__in=purses)
-    return max(1, more - sum(account.available for account in payers))
+    return max(1, more - selectors.purses_available(tenant_id=tenant_id, currency=currency, purses=purses))
 
 
 def hold_close(*, deployment_id: UUID) -> None:
@@ -217,7 +224,7 @@ def hold_close(*, deployment_id: UUID) -> None:
     )
 
 
-def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter: str, quantity: int) -> None:
+def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, pool: str, meter: str, quantity: int) -> None:
     currency = tenant_get(tenant_id).currency
     unrated = selectors.sku_unrated(sku=sku, region=region, currency=currency, tenant_id=tenant_id)
     needed = selectors.price_ahead(
@@ -227,9 +234,10 @@ def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, meter:
         meters = ", ".join(unrated)
         raise Problem(UNRATED, f"{sku} has no price for {meters} in {currency} in region {region}; choose another")
     held = _live(tenant_id, currency, subject_id).aggregate(total=Sum("open", default=0))["total"]
-    recall.bring_back(tenant_id=tenant_id, currency=currency, needed_pico=needed - int(held))
+    purses = selectors.purses_paying(tenant_id=tenant_id, currency=currency, sku=sku, pool=pool)
+    recall.bring_back(tenant_id=tenant_id, currency=currency, purses=purses, needed_pico=needed - int(held))
     missing = deployment_hold_fill(
-        tenant_id=tenant_id, currency=currency, deployment_id=subject_id, sku=sku, needed_pico=needed
+        tenant_id=tenant_id, currency=currency, deployment_id=subject_id, purses=purses, needed_pico=needed
     )
     if missing:
         raise Problem(
@@ -274,7 +282,16 @@ def _accounts_open(tenant_id: UUID, currency: str, credit_limit_pico: int | None
 
 
 @transaction.atomic
-def _money_in(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str, actor: str, kind: str) -> UUID:
+def _money_in(
+    *,
+    tenant_id: UUID,
+    currency: str,
+    amount_pico: int,
+    idem_key: str,
+    actor: str,
+    kind: str,
+    payment: str | None = None,
+) -> UUID:
     if amount_pico <= 0:
         raise Problem(INVALID_PARAMETER, "amount is above zero", param="amount")
     accounts_open(tenant_id=tenant_id, currency=currency)
@@ -288,6 +305,9 @@ def _money_in(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str
         if entry is None or entry.amount != -amount_pico:
             raise Problem(IDEMPOTENCY_MISMATCH, "this key credited another amount; use a new key")
         return known.id
+    source = ("operator", actor) if payment is None else (PAYMENT, f"{currency}:{payment}")
+    if LedgerTx.objects.filter(source_type=PAYMENT, source_id=source[1]).exists():
+        raise Problem(CONFLICT, f"payment {payment} was credited to another tenant")
     overrun = accounts[AccountKind.OVERRUN]
     settled = min(amount_pico, max(0, -overrun.posted)) if kind == "topup" else 0
     target = accounts[AccountKind.PREPAID if kind == "topup" else AccountKind.PROMO]
@@ -295,8 +315,8 @@ def _money_in(*, tenant_id: UUID, currency: str, amount_pico: int, idem_key: str
         tenant_id=tenant_id,
         kind=kind,
         idem_key=scoped_key,
-        source_type="operator",
-        source_id=actor,
+        source_type=source[0],
+        source_id=source[1],
         effective_at=utcnow(),
     )
     amounts = {target.id: amount_pico - settled, overrun.id: settled, house.id: -amount_pico}

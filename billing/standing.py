@@ -59,11 +59,11 @@ def _lasting() -> list[Shortfall]:
 
 
 def _paid_in(tenant_id: UUID, since: datetime) -> int:
-    """Pico-units that came in since then, of whatever kind, less what was taken back."""
+    """Pico-units of money that came in since then, less what went back; what we gave or wrote off is none."""
     entries = LedgerEntry.objects.filter(
         tx__tenant_id=tenant_id,
         tx__recorded_at__gte=since,
         account__tenant=None,
-        account__kind__in=(AccountKind.CASH, AccountKind.WRITEOFF),
+        account__kind=AccountKind.CASH,
     )
     return -int(entries.aggregate(total=Sum("amount", default=0))["total"])

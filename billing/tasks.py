@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from billing import books, hits, invoicing, ledger, months, payments, reserved, scoped, spans
+from billing import books, hits, invoicing, ledger, months, operations, payments, reserved, scoped, spans
 from kernel.clock import utcnow
 
 
@@ -54,3 +54,9 @@ def take_payments() -> None:
 def expire_credits() -> None:
     """Give back what is left of expired credit."""
     scoped.credits_expire()
+
+
+@shared_task(name="billing.apply_corrections")
+def apply_corrections() -> None:
+    """Apply parked corrections whose usage has come."""
+    operations.corrections_apply()

@@ -14,16 +14,16 @@ class Unavailable(Exception):
 
 class HoldPlace(Protocol):
     def __call__(
-        self, *, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, accelerator_seconds: int
+        self, *, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, pool: str, accelerator_seconds: int
     ) -> None:
         """Reserve money for that much of `sku`, in the caller's transaction; a repeat tops up to it.
 
-        Problem INSUFFICIENT_BALANCE or UNRATED.
+        `pool` is `region/name` of the pool. Problem INSUFFICIENT_BALANCE or UNRATED.
         """
 
 
 class ReservedHoldPlace(Protocol):
-    def __call__(self, *, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, ktpm: int) -> None:
+    def __call__(self, *, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, pool: str, ktpm: int) -> None:
         """Reserve the price of one day of that many kTPM, as `HoldPlace` does; for a raise, of what comes on top.
 
         Problem INSUFFICIENT_BALANCE or UNRATED.

@@ -222,6 +222,7 @@ def hold_deployment(deployment: Deployment) -> None:
         deployment_id=deployment.id,
         sku=deployment.sku,
         region=deployment.endpoint.region,
+        pool=str(deployment.pool),
         accelerator_seconds=HOLD_S * deployment.accelerators * deployment.replicas,
     )
 
@@ -241,6 +242,7 @@ def _place_hold(deployment: Deployment, *, besides_tpm: int = 0) -> None:
             endpoint_id=deployment.endpoint_id,
             sku=deployment.sku,
             region=deployment.endpoint.region,
+            pool=str(deployment.pool),
             ktpm=(deployment.tpm - besides_tpm) // TPM_STEP,
         )
     else:

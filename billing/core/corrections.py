@@ -10,6 +10,12 @@ class TooMuch(ValueError):
     """More than is left of an event: the sentence for the person who asked."""
 
 
+def check_deltas(counts: Mapping[str, int]) -> None:
+    """ValueError for what no correction can be."""
+    if not counts or any(type(delta) is not int or delta >= 0 for delta in counts.values()):
+        raise ValueError("counts holds a negative whole number per meter")
+
+
 def reverse(
     counts: Mapping[str, int],
     *,
@@ -23,8 +29,7 @@ def reverse(
     under a rate: a cumulative meter goes back as it came, round(after) − round(before). ValueError for a
     delta that is none, TooMuch for one beyond what is left.
     """
-    if not counts or any(type(delta) is not int or delta >= 0 for delta in counts.values()):
-        raise ValueError("counts holds a negative whole number per meter")
+    check_deltas(counts)
     lines, before = [], 0
     for meter, delta in sorted(counts.items()):
         if left.get(meter, 0) + delta < 0:

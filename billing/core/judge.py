@@ -49,7 +49,6 @@ def price(event: UsageEvent, sheets: Mapping[bytes, pricing.Sheet], *, now: date
 
 def _wrongs(event: UsageEvent, now: datetime) -> Iterator[str]:
     """What is impossible about an event by itself; a sentence is made only where it is needed."""
-    written = from_ms(id_time_ms(event.event_id))
     if event.kind != TOKENS:
         yield f"kind {event.kind} does not come from a gateway"
     if event.provenance not in PROVENANCES:
@@ -62,10 +61,16 @@ def _wrongs(event: UsageEvent, now: datetime) -> Iterator[str]:
         yield "accelerator time, reserved days and rebates do not come from a gateway"
     if event.counts and not 0 <= min(event.counts.values()) <= max(event.counts.values()) <= MAX_COUNT:
         yield f"impossible count in {dict(event.counts)}"
+    if wrong := out_of_time(event.event_id, now):
+        yield wrong
+
+
+def out_of_time(event_id: UUID, now: datetime) -> str:
+    """Why no event of that id can be booked now, by the time in it; "" where one can."""
+    written = from_ms(id_time_ms(event_id))
     if written > now + AHEAD:
-        yield f"its id lies {written - now} ahead of us"
-    if written < now - OLDEST:
-        yield f"its id is {now - written} old"
+        return f"its id lies {written - now} ahead of us"
+    return f"its id is {now - written} old" if written < now - OLDEST else ""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from tenants.models import Tenant
 
 
 class Credit(models.Model):
-    """Promotional money for one model or accelerator; `amount` is what was given, `account.posted` what is left."""
+    """Promotional money for one model, accelerator or pool; `amount` was given, `account.posted` is left of it."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+")
@@ -23,7 +23,7 @@ class Credit(models.Model):
     class Meta:
         db_table = "credit"
         constraints = (
-            models.CheckConstraint(condition=models.Q(scope__in=("model", "accelerator")), name="credit_scope"),
+            models.CheckConstraint(condition=models.Q(scope__in=("model", "accelerator", "pool")), name="credit_scope"),
         )
 
     def __str__(self) -> str:

@@ -24,6 +24,8 @@ class AccountKind(models.TextChoices):
 
 # What pays for usage, in this order: promotional credit first, then own money, then agreed credit.
 SPENDING = (AccountKind.PROMO, AccountKind.PREPAID, AccountKind.RECEIVABLE)
+# The source of a transaction that a provider's payment made; its id is `currency:payment`.
+PAYMENT = "payment"
 
 
 class LedgerAccount(models.Model):
@@ -81,6 +83,9 @@ class LedgerTx(models.Model):
         constraints = (
             models.UniqueConstraint(fields=("tenant", "id"), name="ledger_tx_tenant_id"),
             models.CheckConstraint(condition=Q(reverses=None) | ~Q(reverses=F("id")), name="ledger_tx_not_itself"),
+            models.UniqueConstraint(
+                fields=("source_id",), condition=Q(source_type=PAYMENT), name="ledger_tx_payment_once"
+            ),
         )
         indexes = (
             models.Index(fields=("tenant", "recorded_at"), name="ledger_tx_recent"),

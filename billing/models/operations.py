@@ -1,4 +1,4 @@
-"""Money that operators move: what a second person has to approve waits here."""
+"""Money that operators move: what one did alone, and what waits for a second one."""
 
 from django.db import models
 from django.db.models import F, Q
@@ -7,11 +7,11 @@ from billing.fields import ClockTimestamp, PicoField
 from kernel.ids import new_id
 from tenants.models import Tenant
 
-WAITING, DONE, REFUSED = "waiting", "done", "refused"
+WAITING, DONE, REFUSED, ALONE = "waiting", "done", "refused", "alone"
 
 
 class Operation(models.Model):
-    """One act above the limit, as it was asked for; whoever asked may refuse it but never approve it."""
+    """One act as it was asked for: done alone, or waiting, where whoever asked may refuse it but never approve it."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+")
@@ -30,11 +30,13 @@ class Operation(models.Model):
         constraints = (
             models.CheckConstraint(
                 condition=Q(status=WAITING, decided_at=None)
-                | Q(status__in=(DONE, REFUSED), decided_at__isnull=False) & ~Q(decided_by=""),
+                | Q(status__in=(DONE, REFUSED, ALONE), decided_at__isnull=False) & ~Q(decided_by=""),
                 name="operation_decided",
             ),
             models.CheckConstraint(condition=~Q(status=DONE) | ~Q(decided_by=F("asked_by")), name="operation_two"),
+            models.CheckConstraint(condition=~Q(status=ALONE) | Q(decided_by=F("asked_by")), name="operation_alone"),
         )
+        indexes = (models.Index(fields=("asked_by", "asked_at"), name="operation_of_person"),)
 
     def __str__(self) -> str:
         return f"{self.action} {self.amount} {self.currency}: {self.status}"

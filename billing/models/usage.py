@@ -124,7 +124,13 @@ class UsageEvent(models.Model):
     provenance = models.TextField()
     finish = models.TextField()
     corrects = models.ForeignKey(
-        "self", models.PROTECT, null=True, db_column="corrects", related_name="+", db_constraint=False
+        "self",
+        models.PROTECT,
+        null=True,
+        db_column="corrects",
+        related_name="+",
+        db_constraint=False,
+        db_index=False,
     )
     payload_sha256 = models.BinaryField()
     gateway_id = models.TextField(null=True)  # noqa: DJ001
@@ -172,7 +178,12 @@ class UsageEvent(models.Model):
                 name="usage_corrects",
             ),
         )
-        indexes = (models.Index(fields=("pod_uid", "ended_at"), name="usage_event_pod"),)
+        indexes = (
+            models.Index(fields=("pod_uid", "ended_at"), name="usage_event_pod"),
+            # A tenant's month: what an invoice, a rebate, a cap and the usage page add up.
+            models.Index(fields=("tenant", "started_at"), name="usage_event_month"),
+            models.Index(fields=("corrects",), condition=Q(corrects__isnull=False), name="usage_event_corrects"),
+        )
 
     def __str__(self) -> str:
         return f"{self.kind} {self.event_id}"
@@ -309,7 +320,10 @@ class EngineCounter(models.Model):
 
 
 class Quarantine(models.Model):
-    """What could not be booked, kept whole, with the reason; its journal number counts as delivered."""
+    """What could not be booked, kept whole, with the reason; its journal number counts as delivered.
+
+    `corrects` is the usage event that a correction waits for.
+    """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant_id = models.UUIDField(null=True)
@@ -319,6 +333,7 @@ class Quarantine(models.Model):
     gateway_id = models.TextField(null=True)  # noqa: DJ001
     boot_id = models.UUIDField(null=True)
     journal_seq = models.BigIntegerField(null=True)
+    corrects = models.UUIDField(null=True)
     at = models.DateTimeField(db_default=ClockTimestamp())
 
     class Meta:
@@ -326,6 +341,7 @@ class Quarantine(models.Model):
         constraints = (
             models.UniqueConstraint(fields=("gateway_id", "boot_id", "journal_seq"), name="quarantine_journal"),
         )
+        indexes = (models.Index(fields=("at",), condition=Q(corrects__isnull=False), name="quarantine_corrections"),)
 
     def __str__(self) -> str:
         return self.reason
@@ -334,7 +350,8 @@ class Quarantine(models.Model):
 class BillableSpan(models.Model):
     """One stretch of a pod's billable time, of inference's facts: from, proven until, ended at, rated until.
 
-    A pod that stops answering ends its span and begins another: what lies between is not billed.
+    A pod that stops answering ends its span and begins another: what lies between is not billed. `pool` is
+    `region/name` of the one that it runs on.
     """
 
     pk = models.CompositePrimaryKey("pod_uid", "from_at")
@@ -344,6 +361,7 @@ class BillableSpan(models.Model):
     endpoint_id = models.UUIDField()
     sku = models.TextField()
     region = models.TextField()
+    pool = models.TextField(default="", db_default="")
     accelerator = models.TextField()
     accelerator_count = models.IntegerField()
     from_at = models.DateTimeField()
@@ -368,6 +386,7 @@ class ReservedSpan(models.Model):
     endpoint_id = models.UUIDField()
     sku = models.TextField()
     region = models.TextField()
+    pool = models.TextField(default="", db_default="")
     ktpm = models.BigIntegerField()
     from_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)

@@ -23,6 +23,7 @@ EVERY_S = {
     "billing.take_payments": 2.0,
     "billing.draft_invoices": 15.0,
     "billing.expire_credits": 60.0,
+    "billing.apply_corrections": 60.0,
     "billing.close_months": 3600.0,
     "billing.check_books": 3600.0,
     "controlplane.expire": 3600.0,

@@ -90,7 +90,7 @@ def sums(events: QuerySet[UsageEvent], *by: str) -> list[dict[str, Any]]:
     """Quantity and amount of rated lines, grouped; newest day first."""
     grouped = (
         events.filter(lines__isnull=False)
-        .annotate(day=TruncDate("ended_at"))
+        .annotate(day=TruncDate("started_at"))
         .order_by(*(f"-{name}" if name == "day" else name for name in by))
         .values(*by)
         .annotate(quantity=Sum("lines__quantity"), amount=Sum("lines__amount"))

@@ -23,6 +23,7 @@ KEPT_S = 3600  # counters outlive their minute or month: a request that began in
 LONGEST_REQUEST_S = 3600
 
 GENERAL = "general"  # the purse that pays for everything; a scoped one is named scope=value=id
+MODEL, ACCELERATOR, POOL = "model", "accelerator", "pool"  # the scopes
 PROVING, SERVING, DRAINING = "proving", "serving", "draining"
 
 
@@ -56,12 +57,21 @@ def float_key(tenant_id: str | UUID, purse: str, currency: str) -> str:
     return f"v1:float:{tenant_id}:{purse}:{currency}"
 
 
-def purses_for(purses: list[str], sku: str) -> list[str]:
-    """Those of a key's purses that may pay for a SKU, in order: a scoped one names a part of it."""
+def purses_for(purses: list[str], sku: str, *, pool: str = "") -> list[str]:
+    """Those of a tenant's purses that may pay for a SKU, in order: a scoped one names a part of it.
+
+    One scoped to a pool (`region/name`) pays for what runs there and is billed by time, whatever its SKU; a
+    request's tokens run on no pool that their price would know.
+    """
     if len(purses) == 1:
         return purses
     parts = sku.split(":")
-    return [purse for purse in purses if "=" not in purse or purse.split("=")[1] in parts]
+    return [purse for purse in purses if "=" not in purse or _pays(purse, parts, pool)]
+
+
+def _pays(purse: str, parts: list[str], pool: str) -> bool:
+    scope, value, _ = purse.split("=")
+    return value == pool if scope == POOL else value in parts
 
 
 def reservations(float_name: str) -> str:

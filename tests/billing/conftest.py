@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from django.conf import settings
 
-from billing import books
+from billing import books, lender, recall
 from billing.meter import Gateway
 from billing.models import GatewayJournal
 from kernel.ids import new_id
+from tests.billing.harbour import as_system_in_a_thread
 from tests.billing.journal import Journal, listener
 from tests.conftest import as_role
 from tests.services import redis_server
@@ -60,3 +62,14 @@ def journal(database: None) -> Iterator[tuple[Journal, Gateway]]:
     """A gateway's internal listener with nothing in its journal yet."""
     with listener() as made:
         yield made
+
+
+@pytest.fixture
+def lender_at_work(gateway_redis: "redis.Redis", monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The lender's loop, on the Redis that this process's settings name."""
+    kwargs = gateway_redis.connection_pool.connection_kwargs
+    url = f"redis://:{kwargs['password']}@{kwargs['host']}:{kwargs['port']}/{kwargs['db']}"
+    monkeypatch.setattr(settings, "REDIS_GATEWAY_URL", url)
+    monkeypatch.setattr(recall, "_client", lambda: gateway_redis)
+    with as_system_in_a_thread(lender.run):
+        yield

@@ -23,6 +23,7 @@ from tenants.services import tenant_create
 
 UNIT = 10**12
 REGION = "local"
+POOL = f"{REGION}/berths"
 LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
 PRICES = {IN_HIT: Rate(28_000), IN_MISS: Rate(280_000), OUT: Rate(420_000)}
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from billing import ingest, posting
 from billing.core import receipts
-from billing.corrections import usage_correct
 from billing.ingest import Journalled, events_ingest
-from billing.models import HoldMove, LedgerTx, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
+from billing.models import HoldMove, LedgerTx, Operation, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
+from billing.operations import corrections_apply, operation_approve, operation_ask
 from kernel.clock import month_of, utcnow
-from kernel.ids import _layout
+from kernel.ids import _layout, derived_id, new_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
 from kernel.problems import Problem
 from kernel.usage import UsageEvent as UsageEventFact
@@ -100,19 +100,78 @@ def test_fault_17_events_in_reverse_order_are_all_booked(database: None) -> None
     assert berth.posted()["revenue"] == 5 * COST
 
 
-def test_fault_17_an_operators_correction_before_its_original_is_refused_and_applies_once_that_is_booked(
-    database: None,
+def test_fault_17_a_correction_before_its_original_waits_in_quarantine_and_applies_once(database: None) -> None:
+    berth, ann = harbour(), f"ann-{uuid4()}"
+    berth.hold(UNIT)
+    event, never = berth.event(), berth.event()
+    for missing in (event, never):
+        arguments = {"event_id": str(missing.event_id), "counts": {OUT: -5}, "reason": "garbled"}
+        parked = operation_ask(action="correct", arguments=arguments, actor=ann)
+        assert isinstance(parked, Quarantine)
+        assert parked.reason == f"a correction by {ann} waits for usage event {missing.event_id}"
+    for _ in range(2):
+        assert corrections_apply() == 0
+    assert berth.posted() == {"prepaid": 10 * UNIT}
+    berth.ingest(event)
+    assert berth.posted()["revenue"] == COST
+    assert corrections_apply() == 1
+    assert berth.posted()["revenue"] == COST - 5 * 420_000
+    for _ in range(2):
+        assert corrections_apply() == 0
+    berth.ingest(event)
+    assert berth.posted()["revenue"] == COST - 5 * 420_000
+    assert UsageEvent.objects.filter(corrects=event.event_id).count() == 1
+    # What never came is still there to be seen, with its reason, and so is what was done with the other.
+    waiting = Quarantine.objects.get(corrects=never.event_id)
+    assert not Operation.objects.filter(id=waiting.id).exists()
+    done = Operation.objects.get(id=Quarantine.objects.get(corrects=event.event_id).id)
+    assert (done.status, done.asked_by, done.amount) == ("alone", ann, 5 * 420_000)
+
+
+def test_fault_17_a_parked_correction_above_the_limit_still_needs_a_second_person(
+    database: None, settings: Any
 ) -> None:
-    berth = harbour()
+    settings.TWO_PERSON_ABOVE = "0.000001"
+    berth, ann = harbour(), f"ann-{uuid4()}"
     berth.hold(UNIT)
     event = berth.event()
-    take_back = partial(usage_correct, event_id=event.event_id, counts={OUT: -20}, actor="ann", reason="twice")
-    with pytest.raises(Problem, match="not_found"):
-        take_back()
-    assert berth.ingest(berth.event(provenance="correction", subject_id=event.subject_id)).quarantined == 1
+    arguments = {"event_id": str(event.event_id), "counts": {OUT: -20}, "reason": "garbled"}
+    parked = operation_ask(action="correct", arguments=arguments, actor=ann)
+    assert parked
     berth.ingest(event)
-    take_back()
+    assert [corrections_apply() for _ in range(2)] == [1, 0]
+    assert berth.posted()["revenue"] == COST
+    operation_approve(operation_id=parked.id, actor="bob")
     assert berth.posted()["revenue"] == COST - 20 * 420_000
+    assert corrections_apply() == 0
+
+
+def test_fault_17_a_parked_correction_that_takes_too_much_is_said_and_stops_no_other(database: None) -> None:
+    berth, ann = harbour(), f"ann-{uuid4()}"
+    berth.hold(UNIT)
+    event = berth.event()
+    asked = [{"event_id": str(event.event_id), "counts": {OUT: delta}, "reason": "garbled"} for delta in (-21, -1)]
+    greedy, modest = (operation_ask(action="correct", arguments=arguments, actor=ann) for arguments in asked)
+    assert greedy
+    assert modest
+    berth.ingest(event)
+    assert corrections_apply() == 1
+    assert berth.posted()["revenue"] == COST - 420_000
+    assert "20 out are left" in Outbox.objects.get(dedupe_key__contains=str(greedy.id)).payload["sentence"]
+
+
+def test_fault_17_a_correction_of_what_cannot_come_any_more_and_a_journalled_one_do_not_wait(database: None) -> None:
+    berth = harbour()
+    arguments = {"counts": {OUT: -5}, "reason": "garbled"}
+    month = timedelta(days=35, seconds=1)
+    for event_id, says in ((derived_id(utcnow() - month, "x"), "is 35 days"), (uuid4(), "none is waited for")):
+        with pytest.raises(Problem, match=says):
+            operation_ask(action="correct", arguments=arguments | {"event_id": str(event_id)}, actor="ann")
+    for wrong, says in (({"counts": {OUT: 5}}, "negative whole"), ({"reason": " "}, "a sentence")):
+        with pytest.raises(Problem, match=says):
+            operation_ask(action="correct", arguments=arguments | {"event_id": str(new_id())} | wrong, actor="ann")
+    assert berth.ingest(berth.event(provenance="correction")).quarantined == 1
+    assert "does not come from a gateway" in reasons(berth)[0]
 
 
 def test_fault_18_the_same_id_with_another_payload_is_set_aside_and_the_first_stands(database: None) -> None:

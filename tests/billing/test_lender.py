@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
-from django.conf import settings
 from django.db import connection
 
 from billing import lender, recall, services
@@ -24,7 +23,7 @@ from kernel.clock import utcnow
 from kernel.ids import new_id
 from kernel.pricing import Sheet
 from kernel.problems import Problem
-from tests.billing.harbour import LONG_AGO, Harbour, as_system_in_a_thread, dedicated, harbour, one, run
+from tests.billing.harbour import LONG_AGO, Harbour, dedicated, harbour, one, run
 from tests.billing.test_spans import place
 from tests.conftest import as_role
 from tests.services import redis_server, wait_until
@@ -408,17 +407,6 @@ def test_free_money_comes_back_where_it_is_asked_for_and_what_is_reserved_stays(
     assert lender_pass(gateway_redis, region=region, wants=recall_of(berth, 9000), sweep=False).returned == 500
     assert (free(gateway_redis, berth), open_of(berth)) == (0, 300)
     assert lender_pass(gateway_redis, region=region, wants=recall_of(berth, 1), sweep=False).returned == 0
-
-
-@pytest.fixture
-def lender_at_work(gateway_redis: "redis.Redis", monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The lender's loop, on the Redis that this process's settings name."""
-    kwargs = gateway_redis.connection_pool.connection_kwargs
-    url = f"redis://:{kwargs['password']}@{kwargs['host']}:{kwargs['port']}/{kwargs['db']}"
-    monkeypatch.setattr(settings, "REDIS_GATEWAY_URL", url)
-    monkeypatch.setattr(recall, "_client", lambda: gateway_redis)
-    with as_system_in_a_thread(lender.run):
-        yield
 
 
 def test_a_rich_tenant_whose_money_is_lent_out_gets_its_deployment(

@@ -33,7 +33,7 @@ from kernel.ids import derived_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, KTPM_DAY, OUT, ClockWindow, Rate, Sheet
 from kernel.usage import UsageEvent
 from tenants import outbox
-from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour
+from tests.billing.harbour import FREE_TOKENS, LONG_AGO, POOL, REGION, UNIT, Harbour, harbour
 
 CHANGE = datetime(2033, 11, 16, tzinfo=UTC)
 
@@ -155,13 +155,19 @@ def invoices(month: Month) -> list[Invoice]:
 def test_a_scenario_month_to_the_cent_and_the_pico(database: None) -> None:
     month = Month()
     services.reserved_hold_place(
-        tenant_id=month.berth.tenant_id, endpoint_id=month.endpoint, sku=month.reserved.sku, region=REGION, ktpm=20
+        tenant_id=month.berth.tenant_id,
+        endpoint_id=month.endpoint,
+        sku=month.reserved.sku,
+        region=REGION,
+        pool=POOL,
+        ktpm=20,
     )
     services.hold_place(
         tenant_id=month.berth.tenant_id,
         deployment_id=month.deployment,
         sku=month.dedicated.sku,
         region=REGION,
+        pool=POOL,
         accelerator_seconds=3600,
     )
     month.use(at("2033-11-03T02:00:00"), in_miss=1_000_000, out=500_000)

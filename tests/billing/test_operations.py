@@ -1,5 +1,7 @@
 """Operators' acts: at once below the limit, by a second person above it, never by the same one."""
 
+import threading
+from contextlib import ExitStack
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -7,10 +9,10 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from billing.corrections import usage_correct
-from billing.models import LedgerTx, Operation
+from billing.models import LedgerTx, Operation, Quarantine
 from billing.operations import operation_approve, operation_ask, operation_refuse
 from kernel.problems import Problem
-from tests.billing.harbour import UNIT, Harbour, harbour, run
+from tests.billing.harbour import UNIT, Harbour, as_system_in_a_thread, harbour, run
 from tests.billing.test_corrections import issued
 
 
@@ -19,22 +21,53 @@ def limit(settings: Any) -> None:
     settings.TWO_PERSON_ABOVE = "0.01"
 
 
-def ask(berth: Harbour, amount: str, *, action: str = "topup", actor: str = "ann") -> Operation | None:
+def ask(berth: Harbour, amount: str, *, action: str = "topup", actor: str = "ann") -> Operation | Quarantine | None:
     arguments = {"tenant_id": str(berth.tenant_id), "amount": amount, "idem_key": f"wire-{uuid4()}"}
     return operation_ask(action=action, arguments=arguments, actor=actor)
 
 
-def waiting(operation: Operation | None) -> UUID:
-    assert operation is not None
+def waiting(operation: Operation | Quarantine | None) -> UUID:
+    assert isinstance(operation, Operation)
     assert operation.status == "waiting"
     return operation.id
 
 
 def test_up_to_the_limit_one_person_is_enough(database: None) -> None:
-    berth = harbour(money=0)
-    assert ask(berth, "0.01") is None
-    assert ask(berth, "0.005", action="grant") is None
-    assert berth.posted() == {"prepaid": UNIT // 100, "promo": UNIT // 200}
+    berth, ann = harbour(money=0), f"ann-{uuid4()}"
+    assert ask(berth, "0.005", actor=ann) is None
+    assert ask(berth, "0.005", action="grant", actor=ann) is None
+    assert berth.posted() == {"prepaid": UNIT // 200, "promo": UNIT // 200}
+
+
+def test_acts_below_the_limit_add_up_over_a_day_whoever_gets_the_money(database: None) -> None:
+    ann, friends = f"ann-{uuid4()}", [harbour(money=0) for _ in range(4)]
+    for friend in friends[:3]:
+        assert ask(friend, "0.003", actor=ann) is None
+    fourth = waiting(ask(friends[3], "0.003", actor=ann))
+    assert friends[3].posted() == {}
+    # Another person has a limit of its own, and what two did together counts for neither.
+    assert ask(friends[3], "0.01", actor=f"cid-{uuid4()}") is None
+    operation_approve(operation_id=fourth, actor="bob")
+    assert ask(friends[0], "0.001", actor=ann) is None
+    assert isinstance(ask(friends[0], "0.000000000001", actor=ann), Operation)
+    run("UPDATE operation SET asked_at = now() - interval '24 hours 1 second' WHERE asked_by = %s", ann)
+    assert ask(friends[0], "0.01", actor=ann) is None
+
+
+def test_asked_for_twice_at_once_the_day_counts_both(database: None) -> None:
+    ann, berth = f"ann-{uuid4()}", harbour(money=0)
+    started, answers = threading.Barrier(4), []
+
+    def work(_: threading.Event) -> None:
+        started.wait(10)
+        answers.append(ask(berth, "0.006", actor=ann))
+
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(as_system_in_a_thread(work))
+        started.wait(10)
+    assert sorted(answer is None for answer in answers) == [False, False, True]
+    assert berth.posted() == {"prepaid": 6 * UNIT // 1000}
 
 
 def test_above_it_money_moves_only_by_a_second_person_and_once(database: None) -> None:
@@ -107,6 +140,7 @@ def test_fault_66_two_admins_refund_the_same_line_and_the_second_is_refused(data
         ("topup", {"tenant_id": str(uuid4()), "amount": "1", "idem_key": "k"}, "no tenant"),
         ("reverse", {"tx_id": str(uuid4())}, "no transaction"),
         ("correct", {"event_id": str(uuid4()), "counts": {}}, "no usage event"),
+        ("correct", {"event_id": "x", "counts": {}}, "malformed"),
         ("pay", {"invoice_id": str(uuid4()), "received": "1"}, "no invoice"),
     ],
 )

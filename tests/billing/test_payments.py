@@ -6,12 +6,16 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db import IntegrityError, transaction
 from django.test import Client
 
-from billing import payments
+from billing import ledger, payments
 from billing.core.payments import signature
 from billing.models import LedgerTx, Quarantine
+from billing.selectors import balance_for
 from kernel import ids
+from kernel.clock import utcnow
+from tenants.services import tenant_create
 from tests.billing.harbour import UNIT, Harbour, harbour, run
 from tests.conftest import as_role
 
@@ -91,6 +95,38 @@ def test_what_contradicts_a_payment_goes_to_quarantine_and_the_first_stands(data
         payments.notices_take()
         assert Quarantine.objects.count() == before + 1
     assert berth.posted() == {"prepaid": 25 * UNIT}
+
+
+def test_a_payment_credits_one_tenant_whoever_else_is_named_and_in_one_currency(database: None) -> None:
+    berth, other, payment = harbour(money=0), harbour(money=0), pay()
+    send(notice(berth, payment=payment))
+    payments.notices_take()
+    send(notice(other, payment=payment))
+    before = Quarantine.objects.count()
+    payments.notices_take()
+    assert Quarantine.objects.count() == before + 1
+    assert "was credited to another tenant" in Quarantine.objects.latest("at").reason
+    assert (berth.posted(), other.posted()) == ({"prepaid": 25 * UNIT}, {})
+    # Refunded and told anew for the other one: still spent.
+    send(notice(berth, payment=payment, kind="payment.refunded"))
+    send(notice(other, payment=payment))
+    payments.notices_take()
+    assert (berth.posted(), other.posted()) == ({}, {})
+    with pytest.raises(IntegrityError, match="ledger_tx_payment_once"), transaction.atomic():
+        ledger.tx_open(
+            tenant_id=other.tenant_id,
+            kind="topup",
+            idem_key=str(uuid4()),
+            source_type="payment",
+            source_id=f"USD:{payment}",
+            effective_at=utcnow(),
+        )
+    # Another currency is another payment.
+    euros = tenant_create(name="Euros", currency="EUR")
+    body = json.loads(notice(berth, payment=payment, currency="EUR"))
+    send(json.dumps(body | {"tenant": ids.encode(ids.TENANT, euros.id)}).encode())
+    payments.notices_take()
+    assert balance_for(euros.id).posted_pico == 25 * UNIT
 
 
 def test_only_a_fresh_signature_of_the_very_body_is_believed(database: None) -> None:

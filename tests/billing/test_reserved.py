@@ -11,7 +11,7 @@ from kernel.clock import utcnow
 from kernel.pricing import KTPM_DAY, Rate, Sheet
 from kernel.problems import Problem
 from tenants import outbox
-from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour
+from tests.billing.harbour import FREE_TOKENS, LONG_AGO, POOL, REGION, UNIT, Harbour, harbour
 
 DAY_PRICE = 2 * UNIT // 10
 
@@ -36,6 +36,7 @@ def fact(berth: Harbour, sheet: Sheet, endpoint: UUID, event: str, when: str, *,
             "tenant_id": str(berth.tenant_id),
             "sku": sheet.sku,
             "region": REGION,
+            "pool": POOL,
             "ktpm": ktpm,
             "event": event,
             "at": at(when).isoformat(),
@@ -63,7 +64,7 @@ def open_of(endpoint: UUID) -> int:
 
 def place(berth: Harbour, sheet: Sheet, endpoint: UUID, ktpm: int = 10) -> None:
     services.reserved_hold_place(
-        tenant_id=berth.tenant_id, endpoint_id=endpoint, sku=sheet.sku, region=REGION, ktpm=ktpm
+        tenant_id=berth.tenant_id, endpoint_id=endpoint, sku=sheet.sku, region=REGION, pool=POOL, ktpm=ktpm
     )
 
 

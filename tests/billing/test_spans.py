@@ -11,7 +11,7 @@ from django.db import IntegrityError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import selectors, services, spans
+from billing import rating, selectors, services, spans
 from billing.ledger import ALARM
 from billing.models import BillableSpan, Hold, LedgerTx, Quarantine, RatedLine, UsageEvent
 from kernel.clock import utcnow
@@ -19,7 +19,7 @@ from kernel.pricing import ACCEL_SECOND, Rate, Sheet
 from kernel.problems import Problem
 from tenants import outbox
 from tenants.models import Outbox
-from tests.billing.harbour import REGION, UNIT, Harbour, dedicated, harbour
+from tests.billing.harbour import POOL, REGION, UNIT, Harbour, dedicated, harbour
 from tests.conftest import as_role
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
@@ -71,6 +71,7 @@ def payload(
         "pod_uid": str(pod),
         "sku": sheet.sku,
         "region": REGION,
+        "pool": POOL,
         "accelerator": "cpu",
         "accelerator_count": count,
         "event": event,
@@ -95,7 +96,12 @@ def booked(deployment: UUID) -> list[tuple[str, str, int, int]]:
 
 def place(berth: Harbour, sheet: Sheet, deployment: UUID, seconds: int = 3600) -> None:
     services.hold_place(
-        tenant_id=berth.tenant_id, deployment_id=deployment, sku=sheet.sku, region=REGION, accelerator_seconds=seconds
+        tenant_id=berth.tenant_id,
+        deployment_id=deployment,
+        sku=sheet.sku,
+        region=REGION,
+        pool=POOL,
+        accelerator_seconds=seconds,
     )
 
 
@@ -254,7 +260,7 @@ def test_without_a_price_it_stops_there_and_says_so_and_goes_on_once_there_is_on
     for _ in range(2):
         rate(clock("14:00"))
     assert booked(deployment) == []
-    assert Outbox.objects.filter(dedupe_key=f"unrated:{pod}:{clock('12:30').isoformat()}").count() == 1
+    assert Outbox.objects.filter(dedupe_key=f"unrated:pod {pod}:{clock('12:30').isoformat()}").count() == 1
     services.sheet_publish(sheet=Sheet(sku, REGION, "USD", clock("12:00"), sheet.meters), actor="t")
     rate(clock("14:01"))
     assert [line[3] for line in booked(deployment)] == [1800, 1800]
@@ -363,7 +369,7 @@ def test_what_the_database_refuses_of_one_tenant_stops_no_other(
         sheet, pod = dedicated(berth, 3600), uuid4()
         fact(berth, sheet, "from", clock("10:00"), pod=pod, deployment=deployment)
         fact(berth, sheet, "to", clock("10:10"), pod=pod, deployment=deployment)
-    post = spans.charges_post
+    post = rating.charges_post
 
     def refuse(**arguments: Any) -> None:
         if arguments["tree"].tenant_id == refused.tenant_id:
@@ -371,7 +377,7 @@ def test_what_the_database_refuses_of_one_tenant_stops_no_other(
         post(**arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(spans, "charges_post", refuse)
+        patch.setattr(rating, "charges_post", refuse)
         rate(clock("11:00"))
     assert [len(booked(deployment)) for deployment in deployments] == [0, 1]
     said = f"{refused.tenant_id} is not rated: a rule of the books"

@@ -46,6 +46,11 @@ class Berth:
             tenant_id=self.harbour.tenant_id, currency="USD", amount_pico=pico, idem_key=str(uuid4()), actor="t"
         )
 
+    def is_given(self, pico: int) -> UUID:
+        return services.promo_grant(
+            tenant_id=self.harbour.tenant_id, currency="USD", amount_pico=pico, idem_key=str(uuid4()), actor="t"
+        )
+
     @property
     def standing(self) -> str:
         return Tenant.objects.get(id=self.harbour.tenant_id).standing
@@ -80,6 +85,11 @@ def test_time_that_cannot_be_paid_suspends_after_fifteen_minutes_and_a_deposit_t
     berth.pays(short.missing_pico - 1)
     rate(utcnow())
     assert berth.standing == Standing.SUSPENDED
+    # What we give is not what was paid in, and a promise that is taken back takes nothing of what was.
+    given = berth.is_given(10 * short.missing_pico)
+    rate(utcnow())
+    assert berth.standing == Standing.SUSPENDED
+    services.topup_reverse(tx_id=given, actor="t")
     berth.pays(1)
     rate(utcnow())
     assert berth.standing == Standing.ACTIVE

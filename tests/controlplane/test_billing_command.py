@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,32 @@ def test_credit_is_booked_once_per_reference_and_waits_above_the_limit(database:
     settings.TWO_PERSON_ABOVE = "10"
     berth = harbour(money=0)
     tenant = ids.encode(ids.TENANT, berth.tenant_id)
+    hers = partial(billing, actor=f"dora-{uuid4()}")  # what a person does alone adds up over a day
     for _ in range(2):
-        assert billing("topup", tenant, "2.50", "wire-1") == "done"
-    assert billing("grant", berth.tenant_id, "1", "welcome") == "done"
-    assert billing("scoped-grant", tenant, "1", "spring", "model", "m", "2099-01-01T00:00:00Z") == "done"
+        assert hers("topup", tenant, "2.50", "wire-1") == "done"
+    assert hers("grant", berth.tenant_id, "1", "welcome") == "done"
+    assert hers("scoped-grant", tenant, "1", "spring", "model", "m", "2099-01-01T00:00:00Z") == "done"
+    assert hers("scoped-grant", tenant, "1", "berths", "pool", f"{REGION}/berths", "2099-01-01T00:00:00Z") == "done"
     with pytest.raises(CommandError, match="expires_at has no zone"):
-        billing("scoped-grant", tenant, "1", "autumn", "model", "m", "2099-01-01")
-    operation = billing("topup", tenant, "11", "wire-2").split()[1]
+        hers("scoped-grant", tenant, "1", "autumn", "model", "m", "2099-01-01")
+    operation = hers("topup", tenant, "11", "wire-2").split()[1]
     assert operation in billing("waiting")
     with pytest.raises(CommandError, match="a second person"):
-        billing("approve", operation)
+        hers("approve", operation)
     billing("approve", operation, actor="bob")
     assert berth.posted()["prepaid"] == 135 * UNIT // 10
     assert balance_for(berth.tenant_id).available_pico == 145 * UNIT // 10
     assert one("SELECT count(*) FROM audit_log WHERE actor = 'bob' AND tenant_id = %s", berth.tenant_id) == 2
-    other = billing("topup", tenant, "12", "wire-3").split()[1]
+    other = hers("topup", tenant, "12", "wire-3").split()[1]
     billing("refuse", other)
     assert other not in billing("waiting")
+
+
+def test_a_correction_of_what_is_still_on_its_way_waits_for_it(database: None) -> None:
+    berth = harbour()
+    event = berth.event()
+    said = billing("correct", event.event_id, json.dumps({OUT: -5}), "garbled")
+    assert said == f"a correction by ann waits for usage event {event.event_id}"
 
 
 def test_a_tenant_is_suspended_and_let_back_by_hand_with_a_reason(database: None) -> None:
@@ -81,20 +91,20 @@ def test_a_tenant_is_suspended_and_let_back_by_hand_with_a_reason(database: None
 
 def test_agreed_credit_is_set_by_hand_and_waits_above_the_limit(database: None, settings: Any) -> None:
     settings.TWO_PERSON_ABOVE = "10"
-    berth = harbour(money=0)
-    assert billing("credit-limit", berth.tenant_id, "5") == "done"
+    berth, eve = harbour(money=0), f"eve-{uuid4()}"
+    assert billing("credit-limit", berth.tenant_id, "5", actor=eve) == "done"
     assert balance_for(berth.tenant_id).available_pico == 5 * UNIT
-    operation = billing("credit-limit", berth.tenant_id, "11").split()[1]
+    operation = billing("credit-limit", berth.tenant_id, "11", actor=eve).split()[1]
     assert balance_for(berth.tenant_id).available_pico == 5 * UNIT
     billing("approve", operation, actor="bob")
     assert balance_for(berth.tenant_id).available_pico == 11 * UNIT
     said = AuditLog.objects.filter(tenant_id=berth.tenant_id, action="tenant.credit_limit").order_by("seq")
-    assert [(row.actor, row.detail["limit"]) for row in said] == [("ann", "5"), ("bob", "11")]
+    assert [(row.actor, row.detail["limit"]) for row in said] == [(eve, "5"), ("bob", "11")]
     berth.hold(3 * UNIT)
     with pytest.raises(CommandError, match="below the 3 USD that are owed or held"):
-        billing("credit-limit", berth.tenant_id, "2")
+        billing("credit-limit", berth.tenant_id, "2", actor="fay")
     with pytest.raises(CommandError, match="amount"):
-        billing("credit-limit", berth.tenant_id, "-1")
+        billing("credit-limit", berth.tenant_id, "-1", actor="fay")
 
 
 def test_an_invoice_goes_from_draft_to_void_by_hand(database: None) -> None:

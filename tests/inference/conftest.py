@@ -27,6 +27,7 @@ class Neighbours:
     """What the other rooms were asked; `poor`, `deaf` and `blind` make them refuse."""
 
     held: dict[UUID, int] = field(default_factory=dict)
+    pools: dict[UUID, str] = field(default_factory=dict)
     closed: list[UUID] = field(default_factory=list)
     routes: list[UUID] = field(default_factory=list)
     removed: list[UUID] = field(default_factory=list)
@@ -36,15 +37,15 @@ class Neighbours:
     deaf: bool = False
     blind: bool = False
 
-    def hold_place(self, *, tenant_id, deployment_id, sku, region, accelerator_seconds):
+    def hold_place(self, *, tenant_id, deployment_id, sku, region, pool, accelerator_seconds):
         if self.poor:
             raise Problem(INSUFFICIENT_BALANCE, "top up")
-        self.held[deployment_id] = accelerator_seconds
+        self.held[deployment_id], self.pools[deployment_id] = accelerator_seconds, pool
 
-    def reserved_hold_place(self, *, tenant_id, endpoint_id, sku, region, ktpm):
+    def reserved_hold_place(self, *, tenant_id, endpoint_id, sku, region, pool, ktpm):
         if self.poor:
             raise Problem(INSUFFICIENT_BALANCE, "top up")
-        self.held[endpoint_id] = ktpm
+        self.held[endpoint_id], self.pools[endpoint_id] = ktpm, pool
 
     def hold_close(self, *, deployment_id):
         self.closed.append(deployment_id)

@@ -99,6 +99,7 @@ def test_the_bill_of_a_dedicated_replica_begins_with_its_first_token(harbour, te
         "pod_uid": str(replica.pod_uid),
         "sku": "tiny-deepseek:dedicated:cpu",
         "region": "here",
+        "pool": f"here/{harbour.pool.name}",
         "accelerator": "cpu",
         "accelerator_count": 1,
         "event": "from",

@@ -67,9 +67,9 @@ def payloads(endpoint: Endpoint) -> list[dict]:
     return [row.payload for row in rows]
 
 
-def test_a_reservation_rides_on_the_shared_engines_under_a_name_of_its_own(shared, tenant, neighbours):
+def test_a_reservation_rides_on_the_shared_engines_under_a_name_of_its_own(harbour, shared, tenant, neighbours):
     endpoint = reserve(tenant)
-    assert neighbours.held[endpoint.id] == 3
+    assert (neighbours.held[endpoint.id], neighbours.pools[endpoint.id]) == (3, f"{REGION}/{harbour.pool.name}")
     assert phase(endpoint) is Phase.REQUESTED
     reconcile(endpoint.id)
     assert phase(endpoint) is Phase.RUNNING
@@ -84,6 +84,7 @@ def test_a_reservation_rides_on_the_shared_engines_under_a_name_of_its_own(share
         "tenant_id": str(tenant.id),
         "sku": "tiny-deepseek:reserved",
         "region": REGION,
+        "pool": f"{REGION}/{harbour.pool.name}",
         "ktpm": 3,
         "event": "from",
         "at": Deployment.objects.get(endpoint=endpoint).metered_at.isoformat(),

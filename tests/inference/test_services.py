@@ -139,6 +139,7 @@ def test_scale_pause_resume_and_delete_each_bump_the_generation_once(harbour, te
     deployment = Deployment.objects.get(endpoint=endpoint)
     assert endpoint_scale(endpoint=endpoint, actor="test", replicas=2).generation == 2
     assert neighbours.held[deployment.id] == 7200
+    assert neighbours.pools[deployment.id] == f"{deployment.pool.region}/{deployment.pool.name}"
     assert endpoint_scale(endpoint=endpoint, actor="test", replicas=2).generation == 2
     assert endpoint_pause(endpoint=endpoint, actor="test").generation == 3
     paused = endpoint_pause(endpoint=endpoint, actor="test")

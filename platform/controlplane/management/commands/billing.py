@@ -16,7 +16,7 @@ from billing import months, selectors
 from billing.access import access_invoice
 from billing.invoicing import invoice_issue
 from billing.meter import boot_forget
-from billing.models import Invoice, Operation
+from billing.models import Invoice, Operation, Quarantine
 from billing.operations import operation_approve, operation_ask, operation_refuse
 from billing.packages import package_buy
 from billing.services import sheet_publish
@@ -80,6 +80,8 @@ def _ask(action: str, options: Options, **arguments: Any) -> str:
     waits = operation_ask(action=action, arguments=arguments, actor=options["actor"])
     if waits is None:
         return "done"
+    if isinstance(waits, Quarantine):
+        return waits.reason
     return f"operation {waits.id} waits for a second person: manage.py billing approve {waits.id} --as NAME"
 
 
@@ -150,7 +152,7 @@ ACTS = {
     "topup": Act("credit money that came in; the same reference credits once", MONEY, _money("topup")),
     "grant": Act("give promotional credit; the same reference gives once", MONEY, _money("grant")),
     "scoped-grant": Act(
-        "give credit for one model or accelerator that expires",
+        "give credit for one model, accelerator or pool (region/name) that expires",
         (*MONEY, "scope", "value", "expires_at"),
         lambda o: _ask(
             "credit",
@@ -178,7 +180,7 @@ ACTS = {
     ),
     "reverse": Act("mirror a top-up or grant", ("tx",), lambda o: _ask("reverse", o, tx_id=o["tx"])),
     "correct": Act(
-        'take usage back: counts are JSON such as {"out": -20}',
+        'take usage back, also what is still on its way: counts are JSON such as {"out": -20}',
         ("event", "counts", "reason"),
         lambda o: _ask("correct", o, event_id=o["event"], counts=o["counts"], reason=o["reason"]),
     ),
