@@ -43,7 +43,7 @@ def cluster_add(
 
     `kubeconfig` stands alone; `pools` are entries of a pools file. The cluster is asked first, so UnreachableError
     where it does not answer. Problems: invalid_parameter, forbidden (names the rights that the account lacks),
-    conflict (the region has another cluster).
+    conflict (a region has one cluster, and a cluster one region).
     """
     from k8s.client.cluster import KubernetesCluster
 
@@ -59,16 +59,13 @@ def cluster_add(
             f"the account may not {', '.join(lacking)}; bind it to the role of k8s/client/rights.yaml",
             param="kubeconfig",
         )
-    nodes = found.list().nodes
+    nodes, identity = found.list().nodes, found.identity()
     fields = [pool_fields(entry, nodes, catalogue().accelerators) for entry in pools]
     with transaction.atomic():
-        other = ClusterAccess.objects.filter(region=region).exclude(name=name).first()
-        if other is not None:
-            raise Problem(
-                CONFLICT, f"region {region!r} has cluster {other.name!r}; choose another region", param="region"
-            )
+        _refuse_second(name, region, identity)
         sealed = _seal().encrypt(json.dumps(kubeconfig).encode())
-        ClusterAccess.objects.update_or_create(name=name, defaults={"region": region, "sealed": sealed})
+        access = {"region": region, "sealed": sealed, "identity": identity}
+        ClusterAccess.objects.update_or_create(name=name, defaults=access)
         kept = [_keep_pool(name, region, item) for item in fields]
         audit_write(actor=actor, tenant_id=None, action="cluster.added", detail={"name": name, "region": region})
     return kept
@@ -90,6 +87,22 @@ def cluster_remove(*, name: str, actor: str) -> None:
     ClusterListing.objects.filter(cluster=name).delete()
     access.delete()
     audit_write(actor=actor, tenant_id=None, action="cluster.removed", detail={"name": name})
+
+
+def _refuse_second(name: str, region: str, identity: str) -> None:
+    """A tenant has one namespace per region, of the same name: two regions in one cluster would fight over it."""
+    others = ClusterAccess.objects.exclude(name=name)
+    if (other := others.filter(region=region).first()) is not None:
+        raise Problem(CONFLICT, f"region {region!r} has cluster {other.name!r}; choose another region", param="region")
+    if (same := others.filter(identity=identity).first()) is not None:
+        sentence = (
+            f"this API server is cluster {same.name!r} of region {same.region!r} already; "
+            "give the kubeconfig of another, or remove that one first"
+        )
+        raise Problem(CONFLICT, sentence, param="kubeconfig")
+    if (known := ClusterAccess.objects.filter(name=name).exclude(region=region).first()) is not None:
+        sentence = f"cluster {name!r} is region {known.region!r}; remove it before it becomes another"
+        raise Problem(CONFLICT, sentence, param="region")
 
 
 def _keep_pool(cluster_name: str, region: str, fields: Mapping[str, Any]) -> Pool:

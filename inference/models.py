@@ -14,8 +14,8 @@ from tenants.models import Tenant
 class Pool(models.Model):
     """Nodes of one accelerator in one region, and how its cluster names what an engine needs.
 
-    `capacity` and `reserved` count accelerators. `engine_images` maps a recipe's image repository to
-    {"image", "version"}. `resource_name` and `runtime_class` are "" where there is none. `releases` are those
+    `capacity` and `reserved` count accelerators, `nodes` those of each node by its name. `engine_images` maps a
+    recipe's image repository to {"image", "version"}. `resource_name` and `runtime_class` are "" where there is none. `releases` are those
     whose weights lie under `weights_root`; null means any, fetched by the node. `weights_volume` is a
     volume source, null where the root is on the node itself. `cluster` is "" once its cluster was removed.
     """
@@ -28,6 +28,7 @@ class Pool(models.Model):
     resource_name = models.TextField(default="")
     capacity = models.PositiveIntegerField()
     reserved = models.PositiveIntegerField(default=0)
+    nodes = models.JSONField(default=dict)
     runtime_class = models.TextField(default="")
     node_selector = models.JSONField(default=dict)
     tolerations = models.JSONField(default=list)
@@ -46,14 +47,23 @@ class Pool(models.Model):
 
 
 class ClusterAccess(models.Model):
-    """How to reach a region's Kubernetes: a kubeconfig of one context, sealed under the installation's secret."""
+    """How to reach a region's Kubernetes: a kubeconfig of one context, sealed under the installation's secret.
+
+    `identity` is the cluster's own, whatever it is called here; "" until it was asked for.
+    """
 
     name = models.TextField(primary_key=True)
     region = models.TextField(unique=True)
     sealed = models.BinaryField()
+    identity = models.TextField(default="")
 
     class Meta:
         db_table = "cluster_access"
+        constraints = (
+            models.UniqueConstraint(
+                fields=("identity",), condition=~models.Q(identity=""), name="cluster_access_identity_once"
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.name} of {self.region}"

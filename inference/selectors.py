@@ -12,7 +12,7 @@ from django.db.models import Prefetch, Q, QuerySet
 from inference.catalogue_files import catalogue
 from inference.core import conditions
 from inference.core.catalogue import Accelerator, Recipe, Release
-from inference.core.placement import EngineImage, PoolFacts, whole_nodes_free
+from inference.core.placement import EngineImage, PoolFacts, whole_nodes, with_room
 from inference.core.reserved import Offer
 from inference.core.words import Phase, Rung, Visibility
 from inference.models import Deployment, Endpoint, Pool
@@ -187,27 +187,23 @@ def pool_list(region: str) -> list[PoolView]:
 
 
 def nodes_free(pool: Pool, cards_per_node: int) -> int:
-    """Nodes of a pool that nobody is on, as its reservations and the facts about its pods say.
+    """Nodes of a pool with so many accelerators that nobody is on, as its reservations and its pods' facts say.
 
-    A replica that has no pod yet may land anywhere: it counts as being on a node of its own.
+    A replica that has no pod yet may land anywhere: it counts as being on a node of its own, and one that spans
+    nodes on as many.
     """
-    grouped_cards, unplaced, shared = 0, 0, set[str]()
+    unplaced, taken = 0, set[str]()
     known = catalogue().recipes
     there = Deployment.objects.filter(pool=pool, reserved__gt=0).select_related("observed")
     for item in there:
         if (recipe := known.get(item.recipe)) is not None and recipe.nodes > 1:
-            grouped_cards += item.reserved
+            unplaced += item.reserved // recipe.cards * recipe.nodes
             continue
         stored = getattr(item, "observed", None)
         nodes = [pod["node"] for pod in (stored.facts or {"pods": []})["pods"] if pod["node"]] if stored else []
         unplaced += max(0, item.reserved // item.accelerators - len(nodes))
-        shared.update(nodes)
-    return whole_nodes_free(
-        capacity=pool.capacity,
-        cards_per_node=cards_per_node,
-        grouped_cards=grouped_cards,
-        shared_nodes=len(shared) + unplaced,
-    )
+        taken.update(nodes)
+    return with_room(whole_nodes(pool.nodes, taken=taken, unplaced=unplaced), cards_per_node)
 
 
 def pool_facts(pool: Pool) -> PoolFacts:
@@ -220,6 +216,7 @@ def pool_facts(pool: Pool) -> PoolFacts:
         pool.capacity - pool.reserved,
         {repo: EngineImage(item["image"], item["version"]) for repo, item in pool.engine_images.items()},
         frozenset(pool.releases) if pool.releases is not None else None,
+        tuple(pool.nodes.values()),
     )
 
 

@@ -1,6 +1,6 @@
 """Which pool runs a release: filters with a sentence per refusal, then a score. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from inference.core import sizing
@@ -17,7 +17,10 @@ class EngineImage:
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """A pool as placement sees it; `free` may be below zero after an operator shrank it."""
+    """A pool as placement sees it; `free` may be below zero after an operator shrank it.
+
+    `nodes` are the accelerators of each node; where those that are taken lie, a tenant may not know.
+    """
 
     name: str
     region: str
@@ -26,6 +29,7 @@ class PoolFacts:
     free: int
     images: dict[str, EngineImage]
     releases: frozenset[str] | None
+    nodes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`pool` and `recipe` are None where nothing fits; `waits` says that the cards are taken for now."""
+    """`pool` and `recipe` are None where nothing fits; `waits` says that the cards or whole nodes are taken for now."""
 
     pool: PoolFacts | None
     recipe: Recipe | None
@@ -71,17 +75,23 @@ def place(
     if not fitting:
         return Placement(None, None, waits=False, refusals=tuple(refusals))
     pool, recipe = min(fitting, key=lambda pair: _score(pair[0], pair[1], replicas))
-    return Placement(pool, recipe, waits=_needs(recipe, replicas) > pool.free, refusals=tuple(refusals))
+    return Placement(pool, recipe, waits=_waits(pool, recipe, replicas), refusals=tuple(refusals))
 
 
 def _needs(recipe: Recipe, replicas: int) -> int:
     return recipe.cards * replicas
 
 
+def _waits(pool: PoolFacts, recipe: Recipe, replicas: int) -> bool:
+    if recipe.nodes > 1:
+        free = whole_nodes_at_best(pool.nodes, taken=pool.capacity - pool.free, cards=recipe.cards_per_node)
+        return recipe.nodes * replicas > free
+    return _needs(recipe, replicas) > pool.free
+
+
 def _score(pool: PoolFacts, recipe: Recipe, replicas: int) -> tuple[bool, bool, int, int, str, str]:
     """Lowest wins: room now, a measured recipe, few cards, the fullest pool that still fits, names."""
-    waits = _needs(recipe, replicas) > pool.free
-    return (waits, not recipe.verified, recipe.cards, pool.free, pool.name, recipe.id)
+    return (_waits(pool, recipe, replicas), not recipe.verified, recipe.cards, pool.free, pool.name, recipe.id)
 
 
 def _fit(
@@ -163,15 +173,37 @@ def _recipe_refusal(
             f"{replicas} times recipe {recipe.id} takes {needed} of {chip.name}, and pool {pool.name} has "
             f"{pool.capacity}; ask for fewer replicas",
         )
+    nodes, fitting = recipe.nodes * replicas, with_room(pool.nodes, recipe.cards_per_node)
+    if recipe.nodes > 1 and nodes > fitting:
+        return (
+            "PoolTooSmall",
+            f"{replicas} times recipe {recipe.id} takes {nodes} whole nodes of {recipe.cards_per_node} {chip.name}, "
+            f"and pool {pool.name} has {fitting}; ask for fewer replicas",
+        )
     return None
 
 
-def whole_nodes_free(*, capacity: int, cards_per_node: int, grouped_cards: int, shared_nodes: int) -> int:
-    """Nodes that nobody is on, of a pool whose nodes are alike.
+def whole_nodes(nodes: Mapping[str, int], *, taken: Collection[str], unplaced: int) -> tuple[int, ...]:
+    """Accelerators of each node that nobody is on, largest first; `nodes` has them by name.
 
-    `grouped_cards` are those of replicas that span nodes; on `shared_nodes` there are others.
+    `unplaced` nodes beside those that are `taken` are somebody's, nobody knows which: the largest, to be safe.
     """
-    return max(0, (capacity - grouped_cards) // cards_per_node - shared_nodes)
+    free = sorted((cards for name, cards in nodes.items() if name not in taken), reverse=True)
+    return tuple(free[unplaced:])
+
+
+def whole_nodes_at_best(nodes: Sequence[int], *, taken: int, cards: int) -> int:
+    """Nodes of so many accelerators that nobody need be on while `taken` are in use, wherever those lie."""
+    fitting = sorted(offered for offered in nodes if offered >= cards)
+    taken -= sum(offered for offered in nodes if offered < cards)
+    while fitting and taken > 0:
+        taken -= fitting.pop()
+    return len(fitting)
+
+
+def with_room(nodes: Iterable[int], cards: int) -> int:
+    """How many nodes have so many accelerators."""
+    return sum(offered >= cards for offered in nodes)
 
 
 def version(text: str) -> tuple[int, ...]:

@@ -17,8 +17,9 @@ _PASSING = "node.kubernetes.io/"
 def pool_fields(entry: Any, nodes: Iterable[Object], accelerators: Collection[str]) -> dict[str, Any]:
     """Columns of the pool behind one entry of a pools file.
 
-    `capacity`, `arch` and `tolerations` come from the nodes that the selector picks, unless the entry says them;
-    the selector is the pool's own label unless the entry has one. Problem invalid_parameter names pool and field.
+    `nodes`, `capacity`, `arch` and `tolerations` come from the nodes that the selector picks, unless the entry says
+    one of the last three; the selector is the pool's own label unless the entry has one. Problem invalid_parameter
+    names pool and field.
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise _fault("?", "name", "is missing: every entry is a mapping with a name")
@@ -39,6 +40,7 @@ def pool_fields(entry: Any, nodes: Iterable[Object], accelerators: Collection[st
     selector = _mapping(entry, "node_selector") or {POOL_LABEL: name}
     own = [node for node in nodes if selector.items() <= node["metadata"].get("labels", {}).items()]
     texts = {field: str(entry.get(field, default)) for field, default in _TEXTS.items()}
+    offered = {node["metadata"]["name"]: _offered(node, texts["resource_name"]) for node in own}
     return {
         "name": name,
         "accelerator": entry["accelerator"],
@@ -47,7 +49,8 @@ def pool_fields(entry: Any, nodes: Iterable[Object], accelerators: Collection[st
         "node_selector": selector,
         "weights_volume": entry.get("weights_volume"),
         "releases": entry.get("releases"),
-        "capacity": entry.get("capacity", _offered(own, texts["resource_name"])),
+        "nodes": offered,
+        "capacity": entry.get("capacity", sum(offered.values())),
         "arch": entry.get("arch") or _arch(name, own),
         "tolerations": entry.get("tolerations", _tolerations(own)),
     }
@@ -64,9 +67,9 @@ def _mapping(entry: Mapping[str, Any], field: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _offered(nodes: Iterable[Object], resource_name: str) -> int:
-    """Accelerators that the nodes offer; one per node where the pool has no resource to count them by."""
-    return sum(int(node["status"]["allocatable"].get(resource_name, 0)) if resource_name else 1 for node in nodes)
+def _offered(node: Object, resource_name: str) -> int:
+    """Accelerators that a node offers; one where the pool has no resource to count them by."""
+    return int(node["status"]["allocatable"].get(resource_name, 0)) if resource_name else 1
 
 
 def _arch(name: str, nodes: Iterable[Object]) -> str:

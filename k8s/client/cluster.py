@@ -118,6 +118,13 @@ class KubernetesCluster:
         except RefusedError as error:
             raise UnreachableError(f"the account's rights cannot be read: {error}") from error
 
+    def identity(self) -> str:
+        """The same by whichever address and account it is asked, and no other cluster's. May raise UnreachableError."""
+        try:
+            return str(self._connection.call("GET", f"{kinds.NAMESPACE.collection}/kube-system")["metadata"]["uid"])
+        except RefusedError as error:
+            raise UnreachableError(f"the namespace kube-system cannot be read: {error}") from error
+
     def _apply(self, item: Object, dry_run: bool) -> Applied:
         """One object. The read before the write tells whether the write changed anything."""
         ref = _ref(item)

@@ -1,6 +1,7 @@
 """The whole product beside a real control plane: every process as `manage.py up` starts it, four vendors' pools."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from controlplane.embedded.environment import ROOT
-from k8s.desired import DEPLOYMENT_LABEL, name_of
+from k8s.desired import DEPLOYMENT_LABEL, TENANT_LABEL, name_of
 from kernel import ids
 from tests.cluster.nodes import machine
 from tests.cluster.site import Site
@@ -97,6 +98,26 @@ class Product:
         """Its pods as the API server has them."""
         query = {"labelSelector": f"{DEPLOYMENT_LABEL}={ids.encode(ids.DEPLOYMENT, deployment_id)}"}
         return self.site.admin.call("GET", "/api/v1/pods", query=query)["items"]
+
+    def workloads(self):
+        """How many pods there are of each of the tenant's Deployments, as the API server has both."""
+        of_tenant = {"labelSelector": f"{TENANT_LABEL}={ids.encode(ids.TENANT, self.tenant_id)}"}
+        deployments, pods = (
+            self.site.admin.call("GET", f"/{path}", query=of_tenant)["items"]
+            for path in ("apis/apps/v1/deployments", "api/v1/pods")
+        )
+        counts = Counter(ids.decode(ids.DEPLOYMENT, pod["metadata"]["labels"][DEPLOYMENT_LABEL]) for pod in pods)
+        names = {name_of(deployment_id): count for deployment_id, count in counts.items()}
+        return {item["metadata"]["name"]: 0 for item in deployments} | names
+
+    def creates(self, deployment_id):
+        """How often the API server made the Deployment anew."""
+        name = name_of(deployment_id)
+        return sum(
+            (event["objectRef"].get("resource"), event["objectRef"].get("name"), event["responseStatus"]["code"])
+            == ("deployments", name, 201)
+            for event in self.site.plane.writes()
+        )
 
     def leftovers(self, deployment_id):
         """Everything that an ended deployment has left anywhere."""

@@ -63,6 +63,7 @@ def test_an_added_cluster_is_used_and_its_pools_have_what_its_nodes_offer(site, 
     assert f"{name}  region {name}  2 nodes" in capsys.readouterr().out
     site.start(slots(2))
     assert "0 of 6" in add(POOL)
+    assert Pool.objects.get(region=name).nodes == {f"slots-{number}": 2 for number in range(3)}
     call_command("cluster", "remove", name)
     assert name not in clusters.names()
     with pytest.raises(UnreachableError, match="cluster add"):
@@ -107,6 +108,28 @@ def test_a_region_has_one_cluster(name, add):
     with pytest.raises(CommandError, match=f"has cluster '{name}-first'"):
         add(POOL | {"arch": "amd64"}, region=f"{name}-region")
     ClusterAccess.objects.filter(name=f"{name}-first").delete()
+
+
+def test_an_api_server_is_one_region_whatever_it_is_called(site, name, add, tmp_path):
+    add(POOL | {"arch": "amd64"})
+    kubeconfig = site.plane.kubeconfig("admin")
+    port = kubeconfig["clusters"][0]["cluster"]["server"].rpartition(":")[2]
+    kubeconfig["clusters"][0]["cluster"]["server"] = f"https://localhost:{port}"
+    (tmp_path / "other.kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    told = f"this API server is cluster '{name}' of region '{name}' already"
+    with pytest.raises(CommandError, match=told):
+        call_command(
+            "cluster",
+            "add",
+            f"{name}-2",
+            f"--region={name}-2",
+            f"--kubeconfig={tmp_path}/other.kubeconfig",
+            f"--pools={tmp_path}/pools.yaml",
+        )
+    with pytest.raises(CommandError, match=f"'{name}' is region '{name}'; remove it"):
+        add(POOL | {"arch": "amd64"}, region=f"{name}-2")
+    assert list(ClusterAccess.objects.filter(name__startswith=name).values_list("region", flat=True)) == [name]
+    assert not Pool.objects.filter(region=f"{name}-2").exists()
 
 
 def test_a_cluster_with_endpoints_stays(name, add, neighbours):  # noqa: F811

@@ -150,6 +150,7 @@ def pool(database, site, neighbours, monkeypatch):  # noqa: F811
         node_selector=dict(binding("nvidia").node_selector),
         tolerations=[TAINT],
         capacity=24,
+        nodes={f"nvidia-{number}": 8 for number in range(3)},
         arch="amd64",
         engine_images={"docker.io/vllm/vllm-openai": {"image": "registry.example/vllm:1", "version": "0.32.0"}},
         weights_root="/weights",

@@ -1,21 +1,24 @@
 """Lost nodes, killed processes, crowds at the door: the end is always the intent, once, and billed for what served."""
 
-import contextlib
 import os
 import random
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
 
+from k8s.desired import name_of
 from tests.cluster.product import node_of
 from tests.cluster.test_product import billed_s
-from tests.k8s.harness import until
+from tests.k8s.harness import is_gone, until
 from tests.services import soak, wait_until
 
 pytestmark = pytest.mark.cluster
 VICTIMS = ("worker", "watcher", "beat", "scheduler")
+# About what an endpoint takes from its create to its first token.
+KILLED_WITHIN_S = 3.0
 # What a killed worker had claimed is free after two minutes, and who was killed often is started half a minute later.
 CONVERGED_WITHIN_S = 300.0
 names = count()
@@ -123,38 +126,53 @@ print(json.dumps(True))"""
     assert sorted({answer.status for answer in answers}) == [202, 429]
     [through] = [answer.body["id"] for answer in answers if answer.status == 202]
     product.moorage.until_phase(through, "running", 90)
+    assert product.workloads() == {name_of(product.deployment(through)): 1}
     ends(product, through)
 
 
-def test_processes_killed_at_random_points_leave_neither_orphan_nor_double(product, endpoint_id):
-    rng = random.Random(6)
-    deployment_id = product.deployment(endpoint_id)
+@pytest.mark.soak
+def test_processes_killed_at_random_points_leave_neither_orphan_nor_double(product):
+    """Each run makes an endpoint and ends the one before, while two of the four die."""
+    rng, endpoint_id = random.Random(6), None
     for run in range(soak(100)):
-        replicas = 1 + run % 2
-        product.change(endpoint_id, "scale", replicas=replicas)
+        before, replicas = endpoint_id, 1 + run % 2
+        endpoint_id = product.create(f"run-{run}", replicas=replicas)
+        ended = product.deployment(before) if before else None
+        if before:
+            product.delete(before)
         for victim in rng.sample(VICTIMS, 2):
+            time.sleep(rng.uniform(0, KILLED_WITHIN_S))
             kill(product, victim)
 
-        def converged(wanted=replicas):
+        def converged(endpoint_id=endpoint_id, ended=ended, wanted=replicas):
             seen = view(product, endpoint_id)
-            return (seen["phase"], seen["serving"], len(product.pods(deployment_id))) == ("running", wanted, wanted)
+            gone = ended is None or product.leftovers(ended) == ([], [], [(0, False, 0)])
+            return gone and (seen["phase"], seen["serving"]) == ("running", wanted)
 
-        wait_until(converged, f"run {run}: {replicas} replicas", CONVERGED_WITHIN_S)
-    [(reserved, alive)] = product.moorage.query(
-        """SELECT d.reserved, (SELECT count(*) FROM replica r WHERE r.deployment_id = d.id AND r.state <> 'gone')
-           FROM deployment d WHERE d.id = %s""",
-        deployment_id,
-    )
-    assert (reserved, alive) == (replicas, replicas)
+        wait_until(converged, f"run {run}: {replicas} replicas, and nothing of the run before", CONVERGED_WITHIN_S)
+        assert_once(product, product.deployment(endpoint_id), replicas)
+    ends(product, endpoint_id)
     product.moorage.assert_books()
 
 
+def assert_once(product, deployment_id, replicas):
+    """The API server has this workload of the tenant and no other, made by one create; its cards are taken once."""
+    assert product.workloads() == {name_of(deployment_id): replicas}
+    assert product.creates(deployment_id) == 1
+    [(reserved, of_pool, alive)] = product.moorage.query(
+        """SELECT d.reserved, p.reserved,
+                  (SELECT count(*) FROM replica r WHERE r.deployment_id = d.id AND r.state <> 'gone')
+           FROM deployment d JOIN pool p ON p.id = d.pool_id WHERE d.id = %s""",
+        deployment_id,
+    )
+    assert (reserved, of_pool, alive) == (replicas, replicas, replicas)
+
+
 def kill(product, victim):
-    """kill -9 now; whoever keeps it starts another."""
+    """kill -9 as soon as it runs; whoever keeps it starts another."""
     if victim == "scheduler":
         product.site.plane.stop("kube-scheduler")
         product.site.plane.restart("kube-scheduler")
         return
-    # It may be on its way up from the last time.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(product.moorage.pid(victim), signal.SIGKILL)
+    until(lambda: not is_gone(product.moorage.pid(victim)), 40)
+    os.kill(product.moorage.pid(victim), signal.SIGKILL)

@@ -30,6 +30,7 @@ def put(*pools, release=R1, replicas=1, accelerator=None):
         ({"images": {}}, "NoEngineImage", "no engine image"),
         ({"images": {CUDA_IMAGE: EngineImage("x", "0.11.2")}}, "EngineTooOld", "needs engine 0.12.0"),
         ({"capacity": 4, "free": 4}, "PoolTooSmall", "takes 8 of"),
+        ({"accelerator": "nvidia-h100-80", "nodes": (4, 4, 8)}, "PoolTooSmall", "takes 2 whole nodes of 8"),
     ],
 )
 def test_each_refusal_has_a_reason_and_a_sentence(changes, reason, said):
@@ -69,6 +70,14 @@ def test_a_full_pool_waits_rather_than_refuses():
     placement = put(pool(free=0))
     assert placement.pool is not None
     assert placement.waits
+
+
+@pytest.mark.parametrize(("taken", "waits"), [(0, False), (4, False), (8, False), (9, True), (16, True)])
+def test_a_recipe_that_spans_nodes_waits_for_whole_nodes_and_not_for_cards(taken, waits):
+    spread = pool(accelerator="nvidia-h100-80", nodes=(4, 8, 4, 8, 8), capacity=32, free=32 - taken)
+    assert put(spread).waits is (taken > 16)
+    alike = pool(accelerator="nvidia-h100-80", nodes=(8, 8, 8), capacity=24, free=24 - taken)
+    assert put(alike).waits is waits
 
 
 def test_a_pool_with_room_beats_a_full_one():

@@ -10,9 +10,9 @@ ENTRY = {"name": "h200", "accelerator": "h200", "resource_name": "nvidia.com/gpu
 KNOWN = {"h200"}
 
 
-def node(count=8, *, pool="h200", arch="amd64", taints=()):
+def node(count=8, *, name="n", pool="h200", arch="amd64", taints=()):
     return {
-        "metadata": {"labels": {"moorage.dev/pool": pool, "kubernetes.io/arch": arch}},
+        "metadata": {"name": name, "labels": {"moorage.dev/pool": pool, "kubernetes.io/arch": arch}},
         "spec": {"taints": list(taints)},
         "status": {"allocatable": {"nvidia.com/gpu": str(count)}},
     }
@@ -21,7 +21,9 @@ def node(count=8, *, pool="h200", arch="amd64", taints=()):
 def test_what_nodes_tell_may_be_left_out():
     own = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
     passing = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
-    fields = pool_fields(ENTRY, [node(taints=[own, passing]), node(4), node(pool="other", arch="arm64")], KNOWN)
+    nodes = [node(taints=[own, passing]), node(4, name="small"), node(name="other", pool="other", arch="arm64")]
+    fields = pool_fields(ENTRY, nodes, KNOWN)
+    assert fields["nodes"] == {"n": 8, "small": 4}
     assert (fields["capacity"], fields["arch"]) == (12, "amd64")
     assert fields["node_selector"] == {"moorage.dev/pool": "h200"}
     assert fields["tolerations"] == [{"key": "nvidia.com/gpu", "effect": "NoSchedule", "operator": "Exists"}]

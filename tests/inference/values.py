@@ -37,6 +37,7 @@ def pool(name: str = "h200", **changes) -> PoolFacts:
         "free": 16,
         "images": {CUDA_IMAGE: EngineImage(f"{CUDA_IMAGE}:v0.32.0", "0.32.0")},
         "releases": None,
+        "nodes": (8, 8),
     }
     return PoolFacts(**{**facts, **changes})
 
