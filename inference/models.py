@@ -15,9 +15,9 @@ class Pool(models.Model):
     """Nodes of one accelerator in one region, and how its cluster names what an engine needs.
 
     `capacity` and `reserved` count accelerators, `nodes` those of each node by its name. `engine_images` maps a
-    recipe's image repository to {"image", "version"}. `resource_name` and `runtime_class` are "" where there is none. `releases` are those
-    whose weights lie under `weights_root`; null means any, fetched by the node. `weights_volume` is a
-    volume source, null where the root is on the node itself. `cluster` is "" once its cluster was removed.
+    recipe's image repository to {"image", "version"}. `resource_name` and `runtime_class` are "" where there is none.
+    `releases` are those whose weights lie under `weights_root`; null means any, fetched by the node. `weights_volume`
+    is a volume source, null where the root is on the node itself. `cluster` is "" once its cluster was removed.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)

@@ -40,6 +40,8 @@ ROLE_LABEL = f"{DOMAIN}/role"
 GROUPS = "leaderworkerset.x-k8s.io/v1"
 
 _IMAGE_PULL_S = 1800
+# An engine that answers its checks still has to prove itself by a token through the gateway: so long an old one stays.
+_PROVING_S = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,7 @@ def _deployment(spec: WorkloadSpec, pool: PoolBinding, labels: Mapping[str, str]
             "replicas": spec.replicas,
             "selector": _selector(labels),
             "revisionHistoryLimit": 2,
+            "minReadySeconds": _PROVING_S,
             "progressDeadlineSeconds": spec.startup_budget_s + _IMAGE_PULL_S,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": _rolling(spec)},
             "template": {"metadata": {"labels": marked}, "spec": pod},

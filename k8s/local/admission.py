@@ -65,6 +65,7 @@ _DEPLOYMENT = {
     "selector": {"matchLabels": _TEXTS},
     "revisionHistoryLimit": int,
     "progressDeadlineSeconds": int,
+    "minReadySeconds": int,
     "strategy": {"type": str, "rollingUpdate": {"maxSurge": int, "maxUnavailable": int}},
     "template": {"metadata": {"labels": _TEXTS, "annotations": _TEXTS}, "spec": _POD},
 }

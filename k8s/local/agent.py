@@ -163,7 +163,7 @@ class Agent:
 
     def _roll(self, turn: Transaction, deployment: Object) -> None:
         now = datetime.now(UTC)
-        step = rollout.plan(deployment, _pods_of(turn, deployment))
+        step = rollout.plan(deployment, _pods_of(turn, deployment), now)
         for pod in step.end:
             turn.put(rollout.ended(pod, grace_s=None, now=now))
         for _ in range(step.create):

@@ -20,7 +20,7 @@ class Plan:
     end: tuple[Object, ...]
 
 
-def plan(deployment: Object, pods: Sequence[Object]) -> Plan:
+def plan(deployment: Object, pods: Sequence[Object], now: datetime) -> Plan:
     """The next step towards the Deployment, by its strategy; the empty Plan when it is reached."""
     spec, current = deployment["spec"], template_hash(deployment)
     replicas = spec.get("replicas", 1)
@@ -33,12 +33,13 @@ def plan(deployment: Object, pods: Sequence[Object]) -> Plan:
     surge, floor = rolling.get("maxSurge", 1), replicas - rolling.get("maxUnavailable", 0)
     surplus = sorted(new, key=_end_first)[: max(0, len(new) - replicas)]
     create = max(0, min(replicas - len(new), replicas + surge - len(live)))
-    return Plan(create, (*surplus, *_end_old(old, [pod for pod in new if pod not in surplus], floor)))
+    available = sum(is_available(deployment, pod, now) for pod in new if pod not in surplus)
+    return Plan(create, (*surplus, *_end_old(old, available, floor)))
 
 
-def _end_old(old: Sequence[Object], new: Sequence[Object], floor: int) -> list[Object]:
-    """Old pods to end so that `floor` pods stay ready; those that are not ready go first."""
-    spare = len(old) + sum(is_ready(pod) for pod in new) - floor
+def _end_old(old: Sequence[Object], available: int, floor: int) -> list[Object]:
+    """Old pods to end so that `floor` pods stay with the new that are available; those that are not ready go first."""
+    spare = len(old) + available - floor
     return sorted(old, key=_end_first)[: max(0, spare)]
 
 
@@ -92,19 +93,20 @@ def deployment_status(deployment: Object, pods: Sequence[Object], now: datetime)
     replicas, mark = deployment["spec"].get("replicas", 1), template_hash(deployment)
     live = [pod for pod in pods if not is_terminating(pod)]
     ready = sum(is_ready(pod) for pod in live)
+    lasting = sum(is_available(deployment, pod, now) for pod in live)
     updated = sum(pod["metadata"]["labels"].get(TEMPLATE_HASH_LABEL) == mark for pod in live)
     floor = replicas - deployment["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxUnavailable", 0)
     before = deployment.get("status", {})
     available = condition(
-        before, "Available", ready >= floor, "MinimumReplicasAvailable", "MinimumReplicasUnavailable", now
+        before, "Available", lasting >= floor, "MinimumReplicasAvailable", "MinimumReplicasUnavailable", now
     )
     return {
         "observedGeneration": deployment["metadata"]["generation"],
         "replicas": len(live),
         "updatedReplicas": updated,
         "readyReplicas": ready,
-        "availableReplicas": ready,
-        "unavailableReplicas": max(0, replicas - ready),
+        "availableReplicas": lasting,
+        "unavailableReplicas": max(0, replicas - lasting),
         "conditions": [available],
     }
 
@@ -135,8 +137,20 @@ def is_terminating(pod: Object) -> bool:
 
 def is_ready(pod: Object) -> bool:
     """Whether the pod's Ready condition holds."""
+    return _ready_since(pod) is not None
+
+
+def is_available(deployment: Object, pod: Object, now: datetime) -> bool:
+    """Whether the pod has been ready for as long as its Deployment wants before it counts on it."""
+    since = _ready_since(pod)
+    wanted = timedelta(seconds=deployment["spec"].get("minReadySeconds", 0))
+    return since is not None and datetime.fromisoformat(since) + wanted <= now
+
+
+def _ready_since(pod: Object) -> str | None:
     conditions = pod.get("status", {}).get("conditions", [])
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    holds = (item["lastTransitionTime"] for item in conditions if (item["type"], item["status"]) == ("Ready", "True"))
+    return next(holds, None)
 
 
 def instant(at: datetime) -> str:

@@ -54,10 +54,10 @@ def node_of(vendor, number=0, count=1):
 
 
 class Product:
-    """An installation with this control plane as a region of four vendors' pools."""
+    """An installation with this control plane as a region of four vendors' pools; the cluster is called as it is."""
 
-    def __init__(self, moorage: Moorage, site: Site, folder: Path) -> None:
-        self.moorage, self.site, self.folder = moorage, site, folder
+    def __init__(self, moorage: Moorage, site: Site, folder: Path, region: str = REGION) -> None:
+        self.moorage, self.site, self.folder, self.region = moorage, site, folder, region
         self.tenant_id = moorage.query("SELECT id FROM tenant WHERE kind = 'customer'")[0][0]
         self.prefer("nvidia")
         assert moorage.manage("seed_demo").returncode == 0
@@ -68,13 +68,13 @@ class Product:
         file.write_text(yaml.safe_dump([pool(name, image, 3 if name == vendor else 0) for name in VENDORS]))
         kubeconfig = self.site.plane.folder / "app.kubeconfig"
         done = self.moorage.manage(
-            "cluster", "add", "vendors", f"--region={REGION}", f"--kubeconfig={kubeconfig}", f"--pools={file}"
+            "cluster", "add", self.region, f"--region={self.region}", f"--kubeconfig={kubeconfig}", f"--pools={file}"
         )
         assert done.returncode == 0, done.stderr
 
     def create(self, name, **more):
         """A new endpoint on the pool that placement takes; its id."""
-        body = {"name": name, "release": RELEASE, "region": REGION, **more}
+        body = {"name": name, "release": RELEASE, "region": self.region, **more}
         answer = self.moorage.call("POST", "/endpoints", body)
         assert answer.status == 202, answer.body
         return answer.body["id"]

@@ -70,14 +70,14 @@ def test_our_writes_bear_our_name(site, tenant):
 def test_what_another_manager_added_survives_our_apply(site, tenant):
     foreign = {
         "metadata": {"annotations": {"example.com/cost-centre": "42"}},
-        "spec": {"minReadySeconds": 3},
+        "spec": {"template": {"spec": {"priorityClassName": "system-node-critical"}}},
     }
     site.patch(tenant, "deployments", name_of(DEPLOYMENT), foreign)
     assert not any(result.changed for result in site.cluster.apply(wanted(tenant)))
     assert any(result.changed for result in site.cluster.apply(wanted(tenant, generation=2)))
     item = stored(site, tenant)
     assert item["metadata"]["annotations"]["example.com/cost-centre"] == "42"
-    assert item["spec"]["minReadySeconds"] == 3
+    assert item["spec"]["template"]["spec"]["priorityClassName"] == "system-node-critical"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The next step towards a Deployment: never below its floor, never above its ceiling, and it arrives."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +10,7 @@ from k8s.local import rollout
 from tests.k8s.golden_cases import POOLS, workload
 
 NOW = datetime(2026, 11, 24, 8, 0, 0, 500_000, tzinfo=UTC)
+LONG_AGO = NOW - timedelta(hours=1)
 
 
 def deployment(*, replicas, surge, args=("/new",), recreate=False):
@@ -20,11 +21,15 @@ def deployment(*, replicas, surge, args=("/new",), recreate=False):
     return item
 
 
-def pods(item, ready, prefix):
+def ready(is_ready=True, since=LONG_AGO):
+    return {"type": "Ready", "status": str(is_ready), "lastTransitionTime": rollout.instant(since)}
+
+
+def pods(item, are_ready, prefix):
     made = []
-    for index, is_ready in enumerate(ready):
+    for index, is_ready in enumerate(are_ready):
         pod = rollout.new_pod(item, uid=f"{prefix}{index}", suffix=f"{prefix}{index}", now=NOW)
-        pod["status"]["conditions"] = [{"type": "Ready", "status": str(is_ready)}]
+        pod["status"]["conditions"] = [ready(is_ready)]
         made.append(pod)
     return made
 
@@ -41,7 +46,7 @@ def test_a_rolling_step_keeps_between_floor_and_ceiling(replicas, surge, old, ne
     target = deployment(replicas=replicas, surge=surge)
     before = pods(deployment(replicas=replicas, surge=surge, args=("/old",)), old, "o")
     current = [*before, *pods(target, new, "n")]
-    step = rollout.plan(target, current)
+    step = rollout.plan(target, current, NOW)
     left = [pod for pod in current if pod not in step.end]
     assert step.create == 0 or len(current) + step.create <= replicas + surge
     assert ready_count(left) >= min(ready_count(current), replicas - (not surge))
@@ -54,24 +59,36 @@ def test_steps_arrive_when_new_engines_get_ready_and_then_stop(replicas, surge, 
     target = deployment(replicas=replicas, surge=surge, recreate=recreate)
     current = pods(deployment(replicas=replicas, surge=surge, args=("/old",)), old, "o") + pods(target, new, "n")
     for turn in range(20):
-        step = rollout.plan(target, current)
+        step = rollout.plan(target, current, NOW)
         current = [pod for pod in current if pod not in step.end]
         current += pods(target, [True] * step.create, f"t{turn}-")
         for pod in current:
             if pod["metadata"]["labels"][rollout.TEMPLATE_HASH_LABEL] == rollout.template_hash(target):
-                pod["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+                pod["status"]["conditions"] = [ready()]
     assert len(current) == replicas
-    assert rollout.plan(target, current) == rollout.Plan(0, ())
+    assert rollout.plan(target, current, NOW) == rollout.Plan(0, ())
     assert ready_count(current) == replicas
 
 
 def test_recreate_waits_until_the_old_ones_are_gone():
     target = deployment(replicas=1, surge=False, recreate=True)
     [old] = pods(deployment(replicas=1, surge=False, args=("/old",)), [True], "o")
-    assert rollout.plan(target, [old]) == rollout.Plan(0, (old,))
+    assert rollout.plan(target, [old], NOW) == rollout.Plan(0, (old,))
     leaving = rollout.ended(old, grace_s=30, now=NOW)
-    assert rollout.plan(target, [leaving]) == rollout.Plan(0, ())
-    assert rollout.plan(target, []).create == 1
+    assert rollout.plan(target, [leaving], NOW) == rollout.Plan(0, ())
+    assert rollout.plan(target, [], NOW).create == 1
+
+
+def test_an_old_engine_stays_until_the_new_one_has_been_ready_for_as_long_as_it_takes_to_prove_itself():
+    target = deployment(replicas=1, surge=True)
+    [old] = pods(deployment(replicas=1, surge=True, args=("/old",)), [True], "o")
+    [new] = pods(target, [True], "n")
+    wanted = timedelta(seconds=target["spec"]["minReadySeconds"])
+    for early, ended in ((timedelta(seconds=1), ()), (timedelta(), (old,))):
+        new["status"]["conditions"] = [ready(since=NOW - wanted + early)]
+        assert rollout.plan(target, [old, new], NOW).end == ended
+    status = rollout.deployment_status(target, [new], NOW - timedelta(seconds=1))
+    assert (status["readyReplicas"], status["availableReplicas"]) == (1, 0)
 
 
 def test_a_second_order_to_end_only_shortens_the_grace():

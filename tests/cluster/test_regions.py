@@ -1,0 +1,96 @@
+"""Two regions, each a Kubernetes of its own: what is of one never reaches the other, and neither waits for it."""
+
+import signal
+
+import pytest
+
+from k8s.desired import name_of
+from tests.cluster.boot import ControlPlane, build
+from tests.cluster.product import Product, node_of
+from tests.cluster.site import Site, prepare
+from tests.k8s.harness import until
+
+pytestmark = pytest.mark.cluster
+# By name: what becomes of an API server, and what undoes it.
+ENDS = {
+    "dead": (lambda plane: plane.stop("kube-apiserver"), lambda plane: plane.restart("kube-apiserver")),
+    "silent": (
+        lambda plane: plane.signal("kube-apiserver", signal.SIGSTOP),
+        lambda plane: plane.signal("kube-apiserver", signal.SIGCONT),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def near(product):
+    """The region of the shared control plane, with room for three."""
+    product.prefer("enflame")
+    product.site.start(*(node_of("enflame", number) for number in range(3)))
+    return product
+
+
+@pytest.fixture(scope="module")
+def far(near, tmp_path_factory):
+    """A second region of the same installation, on a control plane of its own."""
+    folder = tmp_path_factory.mktemp("far")
+    with ControlPlane(build(), folder / "plane") as plane:
+        prepare(plane)
+        site = Site(plane, folder / "pods", near.folder / "nodes", speed=4)
+        try:
+            far = Product(near.moorage, site, folder, region="far")
+            far.prefer("enflame")
+            site.start(*(node_of("enflame", number) for number in range(3)))
+            yield far
+        finally:
+            site.close()
+
+
+def runs(region, name):
+    """A new running endpoint; its id."""
+    endpoint_id = region.create(name)
+    region.moorage.until_phase(endpoint_id, "running", 90)
+    return endpoint_id
+
+
+def ends(region, endpoint_id):
+    deployment_id = region.deployment(endpoint_id)
+    region.delete(endpoint_id)
+    region.moorage.until_phase(endpoint_id, "deleted", 120)
+    assert region.leftovers(deployment_id) == ([], [], [(0, False, 0)])
+
+
+def test_an_endpoint_lands_in_its_own_region_and_only_there(near, far):
+    placed = {region: runs(region, f"in-{region.region}") for region in (near, far)}
+    for region, endpoint_id in placed.items():
+        assert region.workloads() == {name_of(region.deployment(endpoint_id)): 1}
+        assert region.moorage.chat(endpoint_id).status == 200
+    for region, endpoint_id in placed.items():
+        ends(region, endpoint_id)
+    assert near.workloads() == far.workloads() == {}
+    near.moorage.assert_books()
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_region_whose_api_server_is_gone_leaves_the_other_untouched(near, far, end):
+    stops, returns = ENDS[end]
+    here, there = runs(near, f"here-{end}"), runs(far, f"there-{end}")
+    name = name_of(near.deployment(here))
+    stops(far.site.plane)
+    try:
+        near.change(here, "scale", replicas=2)
+        until(lambda: near.workloads() == {name: 2}, 60)
+        until(lambda: near.moorage.call("GET", f"/endpoints/{here}").body["serving"] == 2, 60)
+        near.site.patch(near.tenant_id, "deployments", name, {"spec": {"replicas": 0}})
+        until(lambda: near.site.stored(near.tenant_id, "deployments", name)["spec"]["replicas"] == 2, 30)
+        ends(near, runs(near, f"new-{end}"))
+        # Nobody can say anything new of the other region, and its engines go on.
+        assert near.moorage.call("GET", f"/endpoints/{there}").body["phase"] == "running"
+        assert near.moorage.chat(there).status == 200
+    finally:
+        returns(far.site.plane)
+    far.change(there, "scale", replicas=2)
+    far.moorage.until_phase(there, "running", 90)
+    until(lambda: far.moorage.call("GET", f"/endpoints/{there}").body["serving"] == 2, 90)
+    for region, endpoint_id in ((near, here), (far, there)):
+        ends(region, endpoint_id)
+    near.moorage.assert_books()
