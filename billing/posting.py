@@ -314,4 +314,5 @@ def _event_row(charge: Charge) -> dict[str, Any]:
         "purse": event.purse,
         "generation": event.generation,
         "waste": event.waste,
+        "end_user": event.end_user,
     }

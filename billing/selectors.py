@@ -94,6 +94,15 @@ def usage_total(tenant_id: UUID, since: datetime, *, api_key_ids: Sequence[UUID]
     return int(lines.aggregate(total=Sum("amount"))["total"] or 0)
 
 
+def usage_by_end_user(tenant_id: UUID, since: datetime, *, api_key_ids: Sequence[UUID]) -> dict[str, int]:
+    """Digest of an end user → pico-units of the usage that began since then under some keys."""
+    lines = RatedLine.objects.filter(
+        event__tenant_id=tenant_id, event__started_at__gte=since, event__api_key_id__in=api_key_ids
+    )
+    totals = lines.exclude(event__end_user="").values_list("event__end_user").annotate(total=Sum("amount"))
+    return {user: int(total) for user, total in totals}
+
+
 def purses_of(tenant_id: UUID, currency: str) -> list[str]:
     """The purses that a tenant's keys and deployments may use, in the order in which they are tried."""
     live = Credit.objects.filter(tenant_id=tenant_id, account__currency=currency, expires_at__gt=utcnow())

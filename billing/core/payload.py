@@ -74,6 +74,7 @@ def parse(payload: Any) -> UsageEvent:
         for name, holds in OPTIONAL.items():
             if payload[name] is not None:
                 _require(name, payload[name], holds)
+        _require("end_user", payload.get("end_user", ""), _text)
         return UsageEvent.from_json(payload)
     except Refused:
         raise

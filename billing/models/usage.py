@@ -141,6 +141,7 @@ class UsageEvent(models.Model):
     purse = models.TextField(null=True)  # noqa: DJ001
     generation = models.IntegerField(null=True)
     waste = models.IntegerField(default=0, db_default=0)
+    end_user = models.TextField(default="", db_default="")
 
     class Meta:
         db_table = "usage_event"

@@ -5,7 +5,6 @@ Short of money it asks the lender and tries once more. What a reservation still 
 """
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -51,7 +50,7 @@ class Ask:
     """What wants to be admitted. `key_anew` and `price_at` are asked again where Redis knows better.
 
     `price_at` takes whether the request is beyond a reservation, and paid like any other one.
-    `user` is the client's own name of its end user, "" where it gave none.
+    `user` is the digest of the client's name of its end user, "" where it gave none.
     """
 
     request_id: str
@@ -101,9 +100,8 @@ class _Wish:
 class Admission:
     """Admits and settles in one Redis."""
 
-    def __init__(self, redis: Redis, longest_s: float, pepper: bytes) -> None:
+    def __init__(self, redis: Redis, longest_s: float) -> None:
         self._redis = redis
-        self._pepper = pepper
         self._longest_ms = int(longest_s * 1000)
         self._settling: set[asyncio.Future[Any]] = set()
 
@@ -182,14 +180,13 @@ class Admission:
     def _limits(self, ask: Ask, key: wire.KeyRecord, quote: Quote) -> Sequence[Limit]:
         if not limits.any_of(key, ask.route):
             return ()
-        named = f"{key.tenant_id}\x1f{ask.user}".encode()
         return limits.limits(
             key,
             ask.route,
             size=ask.size,
             answers=ask.answers,
             amount_pico=quote.amount_pico,
-            user=hmac.digest(self._pepper, named, "sha256").hex()[:32] if ask.user else "",
+            user=ask.user,
             now_s=time.time(),
         )
 

@@ -62,7 +62,7 @@ class App:
         self._journal = Journal(directory, boot_id, _journal_failed)
         self._redis = Redis(config.redis_url)
         self._projection = Projection(self._redis)
-        self._admission = Admission(self._redis, config.longest_s, config.pepper)
+        self._admission = Admission(self._redis, config.longest_s)
         self._pool = Pool()
         self._flights = Flights()
         self._meter_knows = False

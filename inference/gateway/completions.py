@@ -104,7 +104,8 @@ class Completions:
         def affordable(offer: Quote, free_pico: int) -> int:
             return affordable_tokens(offer.sheet, free_pico=free_pico, size=size, answers=call.answers)
 
-        ask = Ask(request.request_id, key, route, size, call.answers, call.user, key_anew, price_at, affordable)
+        user = _digest(self._config.pepper, f"{key.tenant_id}\x1f{call.user}") if call.user else ""
+        ask = Ask(request.request_id, key, route, size, call.answers, user, key_anew, price_at, affordable)
         grant = await self._admission.admit(ask)
         return Job.begin(
             source=self._config.gateway_id,
@@ -114,6 +115,7 @@ class Completions:
             route=route,
             deployment=deployment,
             grant=grant,
+            user=user,
         )
 
     async def _key(self, presented: keys.ParsedKey, *, kept: bool = True) -> wire.KeyRecord:
@@ -172,7 +174,8 @@ class Completions:
     async def _ask(self, job: Job, pod: wire.PodRecord, relay: Relay) -> End:
         address = Address.parse(pod.address)
         on_shared = job.route.shared or job.route.tpm
-        salt = _cache_salt(self._config.pepper, job.grant.key.tenant_id) if on_shared else None
+        # Tenants of a shared engine do not see each other's prefix cache.
+        salt = _digest(self._config.pepper, job.grant.key.tenant_id) if on_shared else None
         body = bodies.for_engine(
             job.call, served_name=job.route.served_name, max_tokens=job.size.max_tokens, cache_salt=salt
         )
@@ -294,9 +297,9 @@ class Completions:
 
 
 @functools.lru_cache(maxsize=4096)
-def _cache_salt(pepper: bytes, tenant_id: str) -> str:
-    """Tenants of a shared engine do not see each other's prefix cache."""
-    return hmac.digest(pepper, tenant_id.encode(), "sha256").hex()[:32]
+def _digest(pepper: bytes, text: str) -> str:
+    """A name that says nothing of the text and differs for every other one."""
+    return hmac.digest(pepper, text.encode(), "sha256").hex()[:32]
 
 
 def _provenance(exact: bool, counts: Counts) -> str:

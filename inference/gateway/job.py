@@ -49,10 +49,13 @@ class Job:
         route: wire.RouteRecord,
         deployment: wire.DeploymentRoute,
         grant: Grant,
+        user: str,
     ) -> "Job":
-        """A request that was admitted just now."""
+        """A request that was admitted just now; `user` is its end user's digest or ""."""
         clock = asyncio.get_running_loop().time
         base = _nothing_yet(source, route, deployment, grant)
+        if user:
+            base["end_user"] = user
         return cls(path, call, size, route, deployment, grant, base, clock, clock())
 
     @property

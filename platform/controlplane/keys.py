@@ -9,7 +9,14 @@ from uuid import UUID
 from django.db import transaction
 from redis.exceptions import RedisError
 
-from controlplane.projection import cut_streams, key_record, project_key, seed_spend, spend_forget
+from controlplane.projection import (
+    cut_streams,
+    key_record,
+    project_key,
+    seed_spend,
+    spend_forget,
+    spend_of_end_users,
+)
 from kernel.wire import KeyRecord, spend_at_endpoint
 from tenants import services
 from tenants.models import ApiKey, Role
@@ -63,6 +70,8 @@ def key_limit(*, key: ApiKey, limits: Mapping[str, int], actor: str) -> ApiKey:
     _carry([limited])
     if not limited.spend_cap_pico:
         transaction.on_commit(partial(_forget, str(limited.id)))
+    if limits.get("user_cap_pico") == 0:
+        transaction.on_commit(partial(_forget, *spend_of_end_users(key_record(limited))))
     return limited
 
 
@@ -94,11 +103,11 @@ def _carry(keys: Sequence[ApiKey]) -> None:
         transaction.on_commit(partial(_project, record))
 
 
-def _forget(whose: str) -> None:
+def _forget(*whose: str) -> None:
     try:
-        spend_forget(whose)
+        spend_forget(*whose)
     except RedisError as error:
-        log.warning("the spend of %s is still counted: %s", whose, error)
+        log.warning("the spend of %s is still counted: %s", ", ".join(whose), error)
 
 
 def _project(record: KeyRecord, *, cut: bool = False) -> None:

@@ -6,6 +6,7 @@ enough: it rebuilds an empty Redis and sets the epoch, without which gateways ad
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from uuid import UUID
 
@@ -88,10 +89,10 @@ def seed_spend(record: wire.KeyRecord) -> None:
     """Begin the month's counter of each cap with what is posted, where Redis has none: never touch one that runs.
 
     A rotated key goes on from what its predecessors spent; what the old one spends on its last day counts there alone.
-    Before the record itself, where the tenant's usage can be read. Events do not carry an end user, so a cap
-    per end user begins at nothing after a Redis was lost.
+    Before the record itself, where the tenant's usage can be read.
     """
     start, end = month_of(utcnow())
+    until_s = int(end.timestamp()) + wire.KEPT_S
     capped: list[tuple[str, UUID | None, str]] = [
         (wire.spend_at_endpoint(record.tenant_id, name), None, name) for name in record.endpoint_caps_pico
     ]
@@ -104,12 +105,32 @@ def seed_spend(record: wire.KeyRecord) -> None:
             spent = billing.usage_total(UUID(record.tenant_id), start, api_key_ids=key_ids, endpoint_id=endpoint_id)
             for before in key_ids[1:2]:  # its counter knows what is under way, too
                 spent = max(spent, int(client().get(wire.spend(str(before), wire.month(start))) or 0))
-            client().set(name, spent, nx=True, exat=int(end.timestamp()) + wire.KEPT_S)
+            client().set(name, spent, nx=True, exat=until_s)
+    if record.user_cap_pico:
+        _seed_end_users(record, start, until_s)
 
 
-def spend_forget(whose: str) -> None:
-    """End this month's counter of a cap that is gone: it runs no more, so a cap set anew must not go on from it."""
-    client().delete(wire.spend(whose, wire.month(utcnow())))
+def _seed_end_users(record: wire.KeyRecord, start: datetime, until_s: int) -> None:
+    """The same for every end user of a key; the counter of nobody says that it was done."""
+    done = wire.spend(wire.spend_of_user(record.key_id, ""), wire.month(start))
+    if client().exists(done):
+        return
+    with client().pipeline(transaction=False) as pipe:
+        for whose, pico in spend_of_end_users(record).items():
+            pipe.set(wire.spend(whose, wire.month(start)), pico, nx=True, exat=until_s)
+        pipe.execute()
+
+
+def spend_of_end_users(record: wire.KeyRecord) -> dict[str, int]:
+    """Whose `spend` → pico-units posted this month under a key and its predecessors, of every end user and nobody."""
+    key_ids = api_key_line(UUID(record.key_id))
+    spent = billing.usage_by_end_user(UUID(record.tenant_id), month_of(utcnow())[0], api_key_ids=key_ids)
+    return {wire.spend_of_user(record.key_id, user): pico for user, pico in {**spent, "": 0}.items()}
+
+
+def spend_forget(*whose: str) -> None:
+    """End this month's counters of a cap that is gone: they run no more, so a cap set anew must not go on from them."""
+    client().delete(*[wire.spend(one, wire.month(utcnow())) for one in whose])
 
 
 def project_route(endpoint_id: UUID) -> None:

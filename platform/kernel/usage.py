@@ -25,7 +25,8 @@ class UsageEvent:
     `subject_id` is the request (kind tokens), the deployment (accel), the endpoint (reserved) or the month of one
     SKU (rebate); `finish` says how it
     ended (`stop`, `length`, `tool_calls`, `abort_client`, `error_engine`, …); `waste` counts tokens
-    that were read from the engine and not delivered: booked, never billed.
+    that were read from the engine and not delivered: booked, never billed. `end_user` is the gateways' digest of
+    the client's name of its end user, "" where it gave none.
     """
 
     event_id: UUID
@@ -55,6 +56,7 @@ class UsageEvent:
     purse: str | None = None
     generation: int | None = None
     reserved_pico: int = 0
+    end_user: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ids and hashes as text, money as decimal strings."""
@@ -86,6 +88,7 @@ class UsageEvent:
             "purse": self.purse,
             "generation": self.generation,
             "reserved_pico": str(self.reserved_pico),
+            **({"end_user": self.end_user} if self.end_user else {}),
         }
 
     @classmethod
@@ -119,6 +122,7 @@ class UsageEvent:
             purse=value["purse"],
             generation=value["generation"],
             reserved_pico=int(value["reserved_pico"]),
+            end_user=value.get("end_user", ""),
         )
 
     def payload_sha256(self) -> bytes:

@@ -97,6 +97,36 @@ def test_a_cap_counts_from_the_months_beginning_and_an_empty_redis_is_seeded(
     assert record(gateways, key.public_id).endpoint_caps_pico == {}
 
 
+def test_a_cap_per_end_user_counts_from_the_months_beginning_and_an_empty_redis_is_seeded(
+    gateways: "redis.Redis[bytes]",
+) -> None:
+    harbour = build()
+    key, _ = services.api_key_create(tenant_id=harbour.tenant_id, name="k", actor="t")
+    events = [harbour.event(api_key_id=key.id, end_user=user) for user in ("ann", "ann", "bob", "")]
+    harbour.ingest(*events)
+    one = events[0].quoted_pico
+
+    def counted() -> list[int]:
+        names = [wire.spend(wire.spend_of_user(key.id, user), wire.month(utcnow())) for user in ("ann", "bob", "cy")]
+        return [int(gateways.get(name) or 0) for name in names]
+
+    keys.key_limit(key=key, limits={"user_cap_pico": 10**12}, actor="t")
+    assert counted() == [2 * one, one, 0]
+    gateways.incrby(wire.spend(wire.spend_of_user(key.id, "ann"), wire.month(utcnow())), 5)
+    projection.project_all()
+    assert counted() == [2 * one + 5, one, 0]
+    gateways.flushdb()
+    projection.project_all()
+    assert counted() == [2 * one, one, 0]
+    keys.key_limit(key=key, limits={"user_cap_pico": 0}, actor="t")
+    assert counted() == [0, 0, 0]
+    harbour.ingest(harbour.event(api_key_id=key.id, end_user="bob"))
+    keys.key_limit(key=key, limits={"user_cap_pico": 10**12}, actor="t")
+    assert counted() == [2 * one, 2 * one, 0]
+    second, _ = keys.key_rotate(key=key, actor="t")
+    assert int(gateways.get(wire.spend(wire.spend_of_user(second.id, "bob"), wire.month(utcnow()))) or 0) == 2 * one
+
+
 def test_a_rotated_key_counts_on_with_what_its_predecessors_spent(gateways: "redis.Redis[bytes]") -> None:
     harbour = build()
     key, _ = services.api_key_create(tenant_id=harbour.tenant_id, name="k", actor="t")

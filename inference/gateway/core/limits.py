@@ -106,7 +106,9 @@ def corrections(taken: Sequence[Limit], counts: Counts, cost_pico: int) -> list[
 def recovered_corrections(event: UsageEvent) -> list[tuple[str, int]]:
     """The same for a request whose gateway died, as far as its event tells; its tokens' minute is long over."""
     month = wire.month(event.started_at)
-    whose = (str(event.api_key_id), wire.spend_at_endpoint(event.tenant_id, event.endpoint_id))
+    whose = [str(event.api_key_id), wire.spend_at_endpoint(event.tenant_id, event.endpoint_id)]
+    if event.end_user:
+        whose.append(wire.spend_of_user(whose[0], event.end_user))
     return [(wire.spend(one, month), event.quoted_pico - event.reserved_pico) for one in whose]
 
 

@@ -196,6 +196,9 @@ def test_a_cap_holds_per_end_user_and_per_endpoint(world: World, door: Gateway, 
     assert door.chat(tenant, free.endpoint_id, user="bob").status_code == 200
     assert door.chat(tenant, free.endpoint_id).status_code == 200
     assert not [name for name in world.redis.keys("v1:spend:*") if b"ann" in name]
+    ann, bob, nobody = (event.end_user for event in door.events_of(tenant, at_least=3))
+    assert ("ann" in ann, ann == bob, nobody) == (False, False, "")
+    assert spent(world, wire.spend_of_user(tenant.record.key_id, ann)) == 55_000
     answers = [door.chat(tenant, capped.endpoint_id, max_tokens=400) for _ in range(12)]
     wait_until(lambda: tenant.concurrent() == 0, "settlement")
     costs = [event.quoted_pico for event in door.events_of(tenant, at_least=3) if event.endpoint_id != free.endpoint_id]
@@ -219,18 +222,20 @@ def test_a_cap_beyond_a_doubles_precision_is_exact(world: World, door: Gateway, 
 
 
 def test_what_a_gateway_that_died_had_taken_from_a_cap_comes_back(world: World, engine: Engine, tmp_path: Any) -> None:
-    tenant = world.tenant(spend_cap_pico=10**12)
+    tenant = world.tenant(spend_cap_pico=10**12, user_cap_pico=10**12)
     route = world.endpoint(tenant, engine.address)
     engine.plan = Plan(wait_s=30)
     with gateway(world, tmp_path) as door:
         with ThreadPoolExecutor(1) as caller:
-            call = caller.submit(door.chat, tenant, route.endpoint_id)
+            call = caller.submit(door.chat, tenant, route.endpoint_id, user="ann")
             wait_until(lambda: spent(world, tenant.record.key_id) > 0, "admission")
             wait_until(lambda: len(engine.asked) > 0, "the engine's turn")
             door.kill()
             assert call.exception() is not None
         door.start()
         wait_until(lambda: spent(world, tenant.record.key_id) == 0, "the cap's correction")
+        (event,) = door.events_of(tenant)
+        assert spent(world, wire.spend_of_user(tenant.record.key_id, event.end_user)) == 0
 
 
 def record(**changes: Any) -> wire.KeyRecord:
