@@ -1,14 +1,16 @@
 """The projection at size: 1,000 tenants, 10,000 keys and 1,000 endpoints, from PostgreSQL to a gateway.
 
-How long `project_all` takes into an empty Redis and again, how many bytes Redis holds, how long a gateway takes
-from its start to readiness, and what a request costs in CPU (gateway and Redis) when every request comes with
-another key for another endpoint, against the same gateway on a projection of one tenant, one key and one endpoint.
-Rounds of both alternate; every key was seen once before.
+How long `project_all` takes into an empty Redis and again and how much memory it takes, how many bytes Redis holds,
+how long a gateway takes from its start to readiness, what it holds then and at the end, and what a request costs in
+CPU (gateway and Redis) when every request comes with another key for another endpoint, against the same gateway on
+a projection of one tenant, one key and one endpoint. Rounds of both alternate; every key that asks was seen once
+before. Another number of keys may follow the program's name; at most CALLERS of them ask.
 """
 
 import json
 import os
 import random
+import resource
 import socket
 import statistics
 import subprocess
@@ -33,7 +35,10 @@ from tests.inference.gateway.engine import Engine, Plan  # noqa: E402
 from tests.inference.gateway.world import CURRENCY, REGION, SKU, Gateway, World, gateway  # noqa: E402
 from tests.services import postgres_server, redis_server  # noqa: E402
 
-TENANTS, KEYS, ENDPOINTS = 1_000, 10_000, 1_000
+TENANTS, ENDPOINTS = 1_000, 1_000
+KEYS = int(sys.argv[1]) if sys.argv[1:] else 10_000
+CALLERS = 50_000  # more than a gateway keeps
+AT_ONCE = 10_000
 ROUNDS, REQUESTS = 5, 2_000
 WIDTH = 16
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -66,6 +71,7 @@ def main() -> None:
             for name, place in pair if number % 2 else reversed(pair):
                 samples[name].append(cpu_us(place, random.choices(place.requests, k=REQUESTS)))
             print(f"round {number + 1}: {samples}", file=sys.stderr)
+        figures["gateway_rss_bytes_after"] = _rss_bytes(large)
         medians = {name: statistics.median(values) for name, values in samples.items()}
         result = {
             "bench": "projection",
@@ -92,7 +98,9 @@ def _large(folder: Path, engine: Engine) -> Iterator[tuple[Place, dict[str, floa
         from controlplane.projection import client, project_all
 
         empty = client().info("memory")["used_memory"]
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         first_s, again_s = _seconds(project_all), _seconds(project_all)
+        grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) << 10
         size_bytes = client().info("memory")["used_memory"] - empty
         world = World(client(), server.url(0))
         world.found()
@@ -109,10 +117,13 @@ def _large(folder: Path, engine: Engine) -> Iterator[tuple[Place, dict[str, floa
         figures = {
             "project_all_empty_s": round(first_s, 2),
             "project_all_again_s": round(again_s, 2),
+            "project_all_grown_bytes": grown_bytes,
             "redis_bytes": size_bytes,
             "gateway_start_to_ready_s": round(start_s, 2),
         }
-        yield _place(door, world, requests), figures
+        place = _place(door, world, requests)
+        figures["gateway_rss_bytes_at_start"] = _rss_bytes(place)
+        yield place, figures
 
 
 @contextmanager
@@ -180,20 +191,23 @@ def _fill() -> tuple[list[tuple[str, str]], dict[str, Any]]:
         Deployment(tenant=one.tenant, endpoint=one, pool=pool, recipe=recipe, replicas=1, accelerators=1, sku=SKU)
         for one in endpoints
     )
-    made = [(tenants[n % TENANTS], keys.generate()) for n in range(KEYS)]
-    ApiKey.objects.bulk_create(
-        ApiKey(
-            tenant=tenant,
-            public_id=key.public_id,
-            secret_hmac=keys.digest(settings.KEY_PEPPER, key.text),
-            name="k",
-            scopes=["inference"],
-            rpm=1_000_000,
-            concurrency=10_000,
+    callers: list[tuple[str, str]] = []
+    for first in range(0, KEYS, AT_ONCE):
+        made = [(tenants[n % TENANTS], keys.generate()) for n in range(first, min(first + AT_ONCE, KEYS))]
+        ApiKey.objects.bulk_create(
+            ApiKey(
+                tenant=tenant,
+                public_id=key.public_id,
+                secret_hmac=keys.digest(settings.KEY_PEPPER, key.text),
+                name="k",
+                scopes=["inference"],
+                rpm=1_000_000,
+                concurrency=10_000,
+            )
+            for tenant, key in made
         )
-        for tenant, key in made
-    )
-    return [(str(tenant.id), key.text) for tenant, key in made], {one.tenant_id: one for one in route_list()}
+        callers += [(str(tenant.id), key.text) for tenant, key in made if len(callers) < CALLERS]
+    return callers, {one.tenant_id: one for one in route_list()}
 
 
 def _place(door: Gateway, world: World, requests: list[bytes]) -> Place:
@@ -231,6 +245,10 @@ def _read(sock: socket.socket) -> None:
     missing = int(head.split(b"content-length: ")[1].split(b"\r\n")[0]) - len(rest)
     while missing > 0:
         missing -= len(sock.recv(65536))
+
+
+def _rss_bytes(place: Place) -> int:
+    return int(Path(f"/proc/{place.pids[0]}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cpu_s(place: Place) -> float:

@@ -5,7 +5,7 @@ enough: it rebuilds an empty Redis and sets the epoch, without which gateways ad
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from uuid import UUID
@@ -48,7 +48,7 @@ def client() -> redis.Redis:
     return redis.Redis.from_url(settings.REDIS_GATEWAY_URL, socket_timeout=5, socket_connect_timeout=2)
 
 
-def key_record(key: ApiKey) -> wire.KeyRecord:
+def key_record(key: ApiKey, *, purses_of: Callable[[UUID, str], list[str]] = billing.purses_of) -> wire.KeyRecord:
     """What gateways must know of a key; a revoked one stays, so that they can say so."""
     return wire.KeyRecord(
         key_id=str(key.id),
@@ -57,7 +57,7 @@ def key_record(key: ApiKey) -> wire.KeyRecord:
         digest=bytes(key.secret_hmac).hex(),
         version=key.version,
         currency=key.tenant.currency,
-        purses=billing.purses_of(key.tenant_id, key.tenant.currency),
+        purses=purses_of(key.tenant_id, key.tenant.currency),
         rpm=key.rpm,
         concurrency=key.concurrency,
         live=key.revoked_at is None and Scope.INFERENCE in key.scopes,
@@ -194,9 +194,11 @@ def project_sheets() -> None:
 
 def project_all() -> None:
     """Everything, and the epoch last: from then on an absent key means that there is none."""
+    keys = ApiKey.objects.select_related("tenant").prefetch_related("tenant__endpoint_caps")
+    purses_of = cache(billing.purses_of)
     with client().pipeline(transaction=False) as pipe:
-        for key in ApiKey.objects.select_related("tenant").prefetch_related("tenant__endpoint_caps"):
-            known = key_record(key)
+        for key in keys.iterator(chunk_size=AT_ONCE):
+            known = key_record(key, purses_of=purses_of)
             seed_spend(known)
             _write_key(pipe, known)
             _send_if_many(pipe)
