@@ -8,6 +8,8 @@ from k8s.desired import WorkloadSpec
 from k8s.engine_pod import LEADER_ADDRESS, RANK
 
 # How published recipes write down which node is which: a manifest says it anew.
+# Every piece of every answer carries its count, whoever asks, and the last one what was cached: the bill rests on it.
+_COUNTING = ("--enable-force-include-usage", "--enable-prompt-tokens-details")
 _RANK_FLAGS = ("--nnodes", "--node-rank", "--master-addr", "--data-parallel-address", "--data-parallel-start-rank")
 # What of a release's defaults is a sampling parameter of the engine; the rest is advice for people.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -77,6 +79,7 @@ def workload(
             weights_path(release, weights_root),
             "--served-model-name",
             release.id,
+            *_COUNTING,
             *generation_args(release),
             *_without_ranks(recipe.args),
             *rank_args,

@@ -3,13 +3,17 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import httpx2
+import pytest
+from django.conf import settings
 
+from controlplane.probe import probe
 from kernel import wire
 from kernel.usage import UsageEvent
 from tests.inference.gateway.engine import Engine, Plan
-from tests.inference.gateway.world import HELLO, Gateway, Tenant, World, gateway
+from tests.inference.gateway.world import HELLO, TOKEN, Gateway, Tenant, World, gateway
 from tests.services import wait_until
 
 
@@ -92,6 +96,29 @@ def test_a_probe_reaches_a_proving_replica_and_is_neither_admitted_nor_billed(
     for pod in ("nonsense", f"{route.deployments[0].deployment_id}/other"):
         answer = door.inside("POST", "/v1/completions", headers={"x-moorage-pod": pod}, json=body)
         assert answer.json()["error"]["code"] == "no_replica_ready"
+
+
+def test_a_replica_proves_itself_only_where_it_counts_in_every_piece_unasked(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "GATEWAY_INTERNAL_URLS", [door.internal])
+    monkeypatch.setattr(settings, "INTERNAL_TOKEN", TOKEN)
+    route = world.endpoint(tenant)
+    pod = UUID(world.pod(route, engine.address, "proving"))
+    deployment = UUID(route.deployments[0].deployment_id)
+    engine.plan = Plan(tokens=1)
+    assert probe(deployment, pod)
+    assert "stream_options" not in engine.asked[-1]
+    for plan in (
+        Plan(tokens=1, counts=False),
+        Plan(tokens=1, says=0),
+        Plan(tokens=1, error_after=0),
+        Plan(tokens=1, die_after=0),
+        Plan(status=500, body={"error": {"message": "no"}}),
+    ):
+        engine.plan = plan
+        assert not probe(deployment, pod), plan
+    assert not probe(deployment, uuid4())
 
 
 def test_metrics_count_requests_and_tokens_by_fixed_words(
