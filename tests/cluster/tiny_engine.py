@@ -17,13 +17,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer({"status": "well"})
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer({"id": "cmpl-1", "object": "text_completion", "choices": [CHOICE], "usage": USAGE})
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = {"id": "cmpl-1", "object": "text_completion", "choices": [CHOICE], "usage": USAGE}
+        if asked.get("stream"):
+            self._send(b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(answer).encode(), "text/event-stream")
+        else:
+            self._answer(answer)
 
     def _answer(self, body):
-        data = json.dumps(body).encode()
+        self._send(json.dumps(body).encode(), "application/json")
+
+    def _send(self, data, media):
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", media)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
