@@ -1,6 +1,8 @@
 """Writes of the billing room that others call: accounts, money in, price sheets, deployments' holds."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -8,7 +10,7 @@ from django.db.models import Max, QuerySet, Sum
 
 from billing import ledger, recall, selectors
 from billing.bulk import hex_bytes, insert_rows
-from billing.models import AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
+from billing.models import SPENDING, AccountKind, Hold, LedgerAccount, LedgerTx, PriceSheet
 from billing.models.ledger import PAYMENT
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS, to_string
@@ -22,6 +24,7 @@ from kernel.problems import (
     UNRATED,
     Problem,
 )
+from kernel.wire import GENERAL
 from tenants.selectors import tenant_get
 from tenants.services import audit_write
 
@@ -104,22 +107,26 @@ def money_key(kind: str, tenant_id: UUID, idem_key: str) -> str:
 
 @transaction.atomic
 def topup_reverse(*, tx_id: UUID, actor: str) -> UUID:
-    """Mirror a top-up or grant exactly. Problems: not_found, conflict (reversed before), insufficient_balance."""
+    """Mirror a top-up or grant exactly, from what gateways have idle too.
+
+    Problems: not_found, conflict (reversed before), insufficient_balance.
+    """
     original = LedgerTx.objects.filter(id=tx_id, kind__in=("topup", "promo")).first()
     if original is None or original.tenant_id is None:
         raise Problem(NOT_FOUND, f"there is no top-up {tx_id}")
     mirrored = {entry.account_id: -entry.amount for entry in original.entries.all()}
     currency = original.entries.values_list("currency", flat=True)[0]
-    accounts = ledger.accounts_lock(tenant_id=original.tenant_id, currency=currency)
+    if short := _short(mirrored):
+        general: dict[str, Any] = {"tenant_id": original.tenant_id, "currency": currency, "purses": [GENERAL]}
+        recall.bring_back(**general, needed_pico=selectors.purses_available(**general) + short)
+    ledger.accounts_lock(tenant_id=original.tenant_id, currency=currency)
     if LedgerTx.objects.filter(reverses=original).exists():
         raise Problem(CONFLICT, f"top-up {tx_id} is reversed already")
-    for account in ledger.spending(accounts):
-        short = -mirrored.get(account.id, 0) - account.available
-        if short > 0:
-            raise Problem(
-                INSUFFICIENT_BALANCE,
-                f"{to_string(short)} {currency} of this top-up are spent or set aside; wait or correct less",
-            )
+    if short := _short(mirrored):
+        raise Problem(
+            INSUFFICIENT_BALANCE,
+            f"{to_string(short)} {currency} of this top-up are spent or set aside; wait or correct less",
+        )
     reversal = ledger.tx_open(
         tenant_id=original.tenant_id,
         kind=f"{original.kind}_reversal",
@@ -260,6 +267,12 @@ def _live(tenant_id: UUID, currency: str, deployment_id: UUID) -> "QuerySet[Hold
         account__currency=currency,
         sealed_at=None,
     )
+
+
+def _short(amounts: Mapping[int, int]) -> int:
+    """Pico-units that accounts which pay lack for entries of these amounts, account id → amount."""
+    rows = LedgerAccount.objects.filter(id__in=amounts, kind__in=SPENDING)
+    return sum(max(0, -amounts[row.id] - row.available) for row in rows)
 
 
 def _accounts_open(tenant_id: UUID, currency: str, credit_limit_pico: int | None) -> None:

@@ -18,6 +18,7 @@ from kernel import pricing
 from kernel.clock import utcnow
 from kernel.ids import new_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
+from kernel.problems import Problem
 from kernel.usage import ENGINE_FINAL, TOKENS, UsageEvent
 from tenants.services import tenant_create
 
@@ -159,3 +160,26 @@ def as_system_in_a_thread(work: Callable[[threading.Event], None]) -> Iterator[N
         stop.set()
         thread.join()
         connection_created.disconnect(become_system)
+
+
+def at_once(*works: Callable[[], object]) -> list[str]:
+    """Run in threads of the system role; what each came to: done, or the code of its problem."""
+    told: list[str] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET ROLE moorage_system")
+            work()
+            told.append("done")
+        except Problem as problem:
+            told.append(problem.type.code)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=[work]) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(told)

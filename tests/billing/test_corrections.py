@@ -1,13 +1,10 @@
 """Usage taken back: at the original rate, to the accounts that paid, never twice, never more than was billed."""
 
 import json
-import threading
-from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +17,7 @@ from kernel.clock import utcnow
 from kernel.pricing import ACCEL_SECOND, IN_MISS, OUT, Rate, Sheet
 from kernel.problems import Problem
 from tenants.models import AuditLog
-from tests.billing.harbour import REGION, UNIT, Harbour, dedicated, harbour
+from tests.billing.harbour import REGION, UNIT, Harbour, at_once, dedicated, harbour
 from tests.billing.test_invoices import draft, last_month
 from tests.billing.test_spans import clock, fact, place, rate
 
@@ -29,29 +26,6 @@ COST = 100 * 280_000 + 20 * 420_000
 
 def correct(event_id: UUID, counts: dict[str, int]) -> UUID:
     return usage_correct(event_id=event_id, counts=counts, actor="ann", reason="the engine answered twice")
-
-
-def at_once(*works: Callable[[], object]) -> list[str]:
-    """Run in threads of the system role; what each came to: done, or the code of its problem."""
-    told: list[str] = []
-
-    def run(work: Callable[[], object]) -> None:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET ROLE moorage_system")
-            work()
-            told.append("done")
-        except Problem as problem:
-            told.append(problem.type.code)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=[work]) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sorted(told)
 
 
 def issued(berth: Harbour) -> tuple[Invoice, UUID]:

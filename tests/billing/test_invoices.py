@@ -12,7 +12,7 @@ from billing.selectors import invoice_list_for
 from kernel.clock import month_of, utcnow
 from kernel.ids import new_id
 from kernel.problems import Problem
-from tests.billing.harbour import UNIT, Harbour, harbour, one, run
+from tests.billing.harbour import UNIT, Harbour, at_once, harbour, one, run
 
 COST = 100 * 280_000 + 20 * 420_000
 
@@ -108,27 +108,34 @@ def test_a_running_period_an_empty_draft_and_an_unknown_one_are_not_issued(datab
             invoicing.invoice_issue(invoice_id=invoice_id, actor="t")
 
 
-def test_fault_24_two_workers_draft_one_invoice(database: None) -> None:
-    import threading
-
-    from django.db import connection
-
+def test_fault_24_drafted_and_issued_by_four_workers_a_month_has_one_invoice_and_no_number_is_lost(
+    database: None,
+) -> None:
     berth = harbour()
-    berth.ingest(berth.event())
-    found = []
+    last_month(berth, counts={"out": 30_000})
+    assert at_once(*[lambda: draft(berth, months_ago=1)] * 4) == ["done"] * 4
+    (invoice,) = Invoice.objects.filter(tenant_id=berth.tenant_id)
+    assert InvoiceLine.objects.filter(invoice=invoice).count() == 1
+    series, before = f"M{invoice.period.lower:%Y}-", last_number(invoice)
+    assert at_once(*[lambda: invoicing.invoice_issue(invoice_id=invoice.id, actor="t")] * 4) == ["done"] * 4
+    invoicing.drafts_update()
+    (invoice,) = Invoice.objects.filter(tenant_id=berth.tenant_id)
+    assert (invoice.status, invoice.number) == ("issued", f"{series}{before + 1:06d}")
+    assert last_number(invoice) == before + 1
+    # What was rounded off was posted once, and a second invoice of the month is refused by the database itself.
+    assert berth.posted()["revenue"] == UNIT // 100
+    with pytest.raises(DatabaseError, match="one_regular_invoice"), transaction.atomic():
+        Invoice.objects.create(
+            tenant_id=berth.tenant_id,
+            currency="USD",
+            kind="regular",
+            period=invoice.period,
+            status="draft",
+            total_minor=0,
+        )
 
-    def work() -> None:
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET ROLE moorage_system")
-            found.append(draft(berth).id)
-        finally:
-            connection.close()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
+def last_number(invoice: Invoice) -> int:
+    """The last number given in an invoice's series."""
+    series = f"M{invoice.period.lower:%Y}-"
+    return int(one("SELECT COALESCE(max(last), 0) FROM invoice_counter WHERE series = %s", series))

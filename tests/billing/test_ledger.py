@@ -12,6 +12,7 @@ from kernel.clock import utcnow
 from kernel.pricing import IN_MISS, Rate, Sheet
 from kernel.problems import Problem
 from tests.billing.harbour import LONG_AGO, REGION, UNIT, harbour, one, run
+from tests.billing.test_invoices import draft
 from tests.conftest import as_role
 
 
@@ -124,14 +125,31 @@ def test_a_price_change_needs_ten_minutes_and_the_tenants_own_price_goes_first(d
 
 
 @pytest.mark.parametrize(
-    "table", ["ledger_tx", "ledger_entry", "hold_move", "usage_event", "rated_line", "price_sheet", "receipt_leaf"]
+    ("table", "column"),
+    [
+        ("ledger_tx", "kind"),
+        ("ledger_entry", "amount"),
+        ("hold_move", "amount"),
+        ("usage_event", "counts"),
+        ("rated_line", "amount"),
+        ("rated_line_invoice", "line_no"),
+        ("price_sheet", "body"),
+        ("receipt_leaf", "body"),
+        ("quarantine", "reason"),
+        ("audit_log", "detail"),
+    ],
 )
-def test_not_even_the_owner_edits_what_is_append_only(database: None, table: str) -> None:
+def test_not_even_the_owner_edits_what_is_append_only(database: None, table: str, column: str) -> None:
     berth = harbour()
     berth.hold(UNIT)
-    berth.ingest(berth.event())
+    berth.ingest(berth.event(), berth.event(quoted_pico=1))
+    draft(berth)
     with as_role("owner"):
-        for statement in (f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
+        for statement in (
+            f"UPDATE {table} SET {column} = {column}",
+            f"DELETE FROM {table}",
+            f"TRUNCATE {table} CASCADE",
+        ):
             with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
                 run(statement)
 

@@ -16,7 +16,7 @@ from django.db import connection
 from billing import lender, recall, services
 from billing.floats import Fenced, Floats
 from billing.lender import Purse, lender_pass
-from billing.models import GatewayJournal, Hold
+from billing.models import GatewayJournal, Hold, LedgerTx
 from controlplane.embedded.redis import Redis
 from kernel import wire
 from kernel.clock import utcnow
@@ -423,6 +423,24 @@ def test_a_rich_tenant_whose_money_is_lent_out_gets_its_deployment(
     assert berth.held() == {"prepaid": 5000}
     with as_role("web", tenant_id=berth.tenant_id), pytest.raises(Problem, match="missing"):
         place(berth, sheet, uuid4())
+
+
+def test_a_top_up_that_is_lent_out_is_taken_back_for_its_refund_but_for_what_is_reserved(
+    database: None, gateway_redis: "redis.Redis", lender_at_work: None
+) -> None:
+    berth = harbour(money=5000)
+    services.promo_grant(tenant_id=berth.tenant_id, currency="USD", amount_pico=300, idem_key="p", actor="t")
+    gateway_redis.rpush(wire.WANT, wire.dumps(want(berth, 5000)[0]))
+    wait_until(lambda: free(gateway_redis, berth) == 5000, "lending")
+    top_up = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup").id
+    request = new_id()
+    reserve(gateway_redis, berth, request, 301)
+    with pytest.raises(Problem, match=r"0\.000000000001 USD of this top-up are spent or set aside"):
+        services.topup_reverse(tx_id=top_up, actor="ann")
+    gateway_redis.hdel(wire.reservations(name_of(berth)), str(request))
+    gateway_redis.hincrby(name_of(berth), "free", 301)
+    services.topup_reverse(tx_id=top_up, actor="ann")
+    assert berth.posted() == {"promo": 300}
 
 
 def test_a_recall_that_cannot_be_asked_for_is_a_refusal_not_an_error(
