@@ -434,7 +434,7 @@ def test_a_top_up_that_is_lent_out_is_taken_back_for_its_refund_but_for_what_is_
     wait_until(lambda: free(gateway_redis, berth) == 5000, "lending")
     top_up = LedgerTx.objects.get(tenant_id=berth.tenant_id, kind="topup").id
     request = new_id()
-    reserve(gateway_redis, berth, request, 301)
+    reserve(gateway_redis, berth, request, 301, expired_s=-60)
     with pytest.raises(Problem, match=r"0\.000000000001 USD of this top-up are spent or set aside"):
         services.topup_reverse(tx_id=top_up, actor="ann")
     gateway_redis.hdel(wire.reservations(name_of(berth)), str(request))
