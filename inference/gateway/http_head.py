@@ -6,6 +6,9 @@ from http import HTTPStatus
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+# The lines before chunks, by their bytes, as far as those of a usual stream go.
+SIZES = {length: b"%x\r\n" % length for length in range(4096)}
+
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _PRINTABLE = bytes([*range(0x20, 0x7F), *range(0x80, 0x100), 0x09, 0x0D, 0x0A])
 

@@ -15,13 +15,15 @@ from kernel.problems import Problem
 class MessageRelay(StreamRelay):
     """One attempt at one streamed message."""
 
+    __slots__ = ("_events",)
+
     def __init__(self, client: Connection, running: Running, *, call: Call, progress: Callable[[int], None]) -> None:
         super().__init__(client, running, call=call, progress=progress)
         self._events = Events(call.model)
 
-    def frame(self, data: bytes) -> bool:
+    def chunks(self, data: bytes) -> int:
         """Sink: nothing is passed on unread."""
-        return False
+        return 0
 
     def terminal(self, counts: Counts, cost_pico: int, currency: str) -> bytes:
         """The events that close the message, with its usage."""

@@ -15,6 +15,7 @@ from inference.gateway import http_head
 from inference.gateway.core import sse, usage, usual
 from inference.gateway.core.delivered import Delivered
 from inference.gateway.core.request import Call, Usage
+from inference.gateway.http_head import SIZES
 from inference.gateway.server import Connection
 from inference.gateway.upstream import EngineConnection
 from kernel.problems import Problem
@@ -23,7 +24,8 @@ MAX_REFUSAL_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 64 << 20
 PROGRESS_S = 1.5  # and a look or two later: never more than 2 s apart
 PROGRESS_TOKENS = 512
-_MARKS = 256
+_MARKS = 64
+_END = usual.END + b"\r\n"
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
@@ -41,6 +43,8 @@ class End(Enum):
 
 class Relay:
     """One attempt. `end` is set once; after that nothing more is written."""
+
+    __slots__ = ("_bytes", "_client", "_connection", "end", "error", "finish", "pieces", "running", "status")
 
     def __init__(self, client: Connection, running: usage.Running) -> None:
         self._client = client
@@ -72,9 +76,9 @@ class Relay:
         """Sink: the status."""
         self.status = status
 
-    def frame(self, data: bytes) -> bool:
+    def chunks(self, data: bytes) -> int:
         """Sink: nothing is passed on unread."""
-        return False
+        return 0
 
     def body(self, data: bytes) -> None:
         """Sink: bytes of an answer that is kept whole."""
@@ -104,6 +108,23 @@ class Relay:
 class StreamRelay(Relay):
     """Server-sent events, written as they arrive from the first content on."""
 
+    __slots__ = (
+        "_batch",
+        "_content",
+        "_delivered",
+        "_done",
+        "_finished",
+        "_framer",
+        "_marks",
+        "_progress",
+        "_progress_due",
+        "_progress_next",
+        "_progress_out",
+        "_strips",
+        "_tells",
+        "last",
+    )
+
     def __init__(
         self,
         client: Connection,
@@ -121,7 +142,7 @@ class StreamRelay(Relay):
         self._progress_due = 0.0
         self._delivered = Delivered()
         self._marks = self._delivered.marks
-        self._batch: list[tuple[bytes, int]] = []
+        self._batch: list[tuple[bytes, int]] = []  # chunks to write, and the count that is complete behind each
         self._content = False
         self._finished = self._done = False
         self.last: tuple[bytes, Mapping[str, Any]] | None = None
@@ -133,22 +154,27 @@ class StreamRelay(Relay):
                 self._note_progress()
             self._progress_due = now + PROGRESS_S
 
-    def frame(self, data: bytes) -> bool:
-        """Sink: one chunk with one usual event goes on as it is, less its usage."""
-        found = usual.read_chunk(data)
-        client = self._client
-        if found is None or not client.started or self.error or self._framer.tail:
-            return False
-        size, event, prompt, text = found.groups()
-        out = int(text)
-        if int(size, 16) != len(data) - len(size) - 4 or not self.running.step(int(prompt), out):
-            return False
-        if self._strips:
-            data = b"%x\r\n%b%b\r\n" % (len(event) + len(usual.END), event, usual.END)
-        self._marks.append((client.write(data) - 2, out))
-        if client.blocked or len(self._marks) > _MARKS or out >= self._progress_next:
+    def chunks(self, data: bytes) -> int:
+        """Sink: chunks with one usual event each go on as they are, less their usage."""
+        client, running = self._client, self.running
+        if not client.started or self.error or self._framer.tail:
+            return 0
+        start, whole, out, offset, passed = 0, len(data), running.out, client.offset, []
+        while start < whole and (found := usual.read_chunk(data, start)):
+            size, event, prompt, text = found.groups()
+            end, then = found.end(), int(text)
+            if size != SIZES.get(end - start - len(size) - 2) or not running.follows(out, prompt, then):
+                break
+            chunk = SIZES[len(event) + 3] + event + _END if self._strips else found[0]
+            start, out = end, then
+            offset += len(chunk)
+            passed.append(chunk)
+            self._marks.append((offset - 2, out))
+        if passed:
+            running.out = out
+            client.write(b"".join(passed))
             self._written()
-        return True
+        return start
 
     def body(self, data: bytes) -> None:
         """Sink: bytes of events."""
@@ -165,19 +191,17 @@ class StreamRelay(Relay):
             self.stop(End.FAILED)
 
     def flush(self) -> None:
-        """Sink: write what one read brought, as one chunk."""
-        batch = self._batch
-        if not batch or not self._content:
+        """Sink: write what one read brought."""
+        if not self._batch or not self._content:
             return
-        client = self._client
-        if not client.started:
-            client.start(200, _STREAM_HEADERS, None)
-        self._batch = []
-        end = client.write(http_head.chunk(b"".join([event for event, _ in batch]))) - 2
-        offset = end - sum([len(event) for event, _ in batch])
-        for event, out in batch:
-            offset += len(event)
-            self._marks.append((offset, out))
+        if not self._client.started:
+            self._client.start(200, _STREAM_HEADERS, None)
+        batch, self._batch = self._batch, []
+        offset = self._client.offset
+        for chunk, out in batch:
+            offset += len(chunk)
+            self._marks.append((offset - 2, out))
+        self._client.write(b"".join([chunk for chunk, _ in batch]))
         self._written()
 
     def ended(self) -> None:
@@ -239,7 +263,10 @@ class StreamRelay(Relay):
                 self.finish, self._finished = choice["finish_reason"], True
         self._content = self._content or tokens is None or self.running.out > 0 or self._finished
         if spelled := self._spelled(event, parsed):
-            self._batch.append((spelled, self.running.out))
+            self._keep(spelled)
+
+    def _keep(self, spelled: bytes) -> None:
+        self._batch.append((http_head.chunk(spelled), self.running.out))
 
     def _spelled(self, event: bytes, parsed: Mapping[str, Any]) -> bytes:
         """What the client gets for one event with a choice."""
@@ -247,10 +274,11 @@ class StreamRelay(Relay):
 
     def _usual_event(self, event: bytes) -> bool:
         found = usual.read_event(event)
-        if found is None or not self.running.step(int(found[2]), int(found[3])):
+        if found is None or not self.running.follows(self.running.out, found[2], int(found[3])):
             return False
+        self.running.out = int(found[3])
         self._content = True
-        self._batch.append((found[1] + usual.END if self._strips else event, self.running.out))
+        self._keep(found[1] + usual.END if self._strips else event)
         return True
 
     def _note_progress(self) -> None:

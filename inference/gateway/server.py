@@ -79,6 +79,31 @@ class Server:
 class Connection(asyncio.Protocol):
     """One client. A handler answers with `respond`, or `start`, `write` and `finish`."""
 
+    __slots__ = (
+        "_acknowledged",
+        "_drained",
+        "_fd",
+        "_head",
+        "_keep_alive",
+        "_loop",
+        "_pending",
+        "_pending_bytes",
+        "_reader",
+        "_sent",
+        "_server",
+        "_stage",
+        "_transport",
+        "_unflushed",
+        "answer_headers",
+        "blocked",
+        "deadline",
+        "gone",
+        "on_drained",
+        "on_gone",
+        "spell",
+        "started",
+    )
+
     def __init__(self, server: Server) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
@@ -182,22 +207,20 @@ class Connection(asyncio.Protocol):
         closing = {} if self._keep_alive else {"connection": "close"}
         self._head = http_head.response(status, {**headers, **self.answer_headers, **closing}, length)
 
-    def write(self, data: bytes) -> int:
-        """Send raw bytes, at once or when the client has room. Returns the `offset` behind them."""
+    def write(self, data: bytes) -> None:
+        """Send raw bytes, at once or when the client has room."""
         if self._head:
             data, self._head = self._head + data, b""
         if not self._pending and not self.blocked and len(data) <= PIECE_BYTES and not self._transport.is_closing():
             self._transport.write(data)
             self._sent += len(data)
-            return self._sent
-        if not self.gone:
+        elif not self.gone:
             for start in range(0, len(data), PIECE_BYTES):
                 piece = data[start : start + PIECE_BYTES]
                 self._pending.append(piece)
                 self._pending_bytes += len(piece)
             if not self.blocked:
                 self._flush()
-        return self.offset
 
     async def drained(self) -> None:
         """Wait until the kernel has everything. ClientGone if the client hangs up first."""

@@ -21,8 +21,8 @@ class Sink(Protocol):
     def head(self, status: int) -> None:
         """The head has been read."""
 
-    def frame(self, data: bytes) -> bool:
-        """One read that begins with a chunk of the body; True where it was just one, and is dealt with."""
+    def chunks(self, data: bytes) -> int:
+        """A read that begins with a chunk of the body: with how many of its bytes, whole chunks, it has dealt."""
 
     def body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -40,9 +40,19 @@ class Sink(Protocol):
 class EngineConnection(asyncio.Protocol):
     """One connection to one engine; serves one request at a time."""
 
-    _transport: asyncio.Transport
+    __slots__ = (
+        "_between_chunks",
+        "_parser",
+        "_release",
+        "_sink",
+        "_transport",
+        "dead",
+        "fresh",
+        "idle_since",
+    )
 
     def __init__(self, release: Callable[["EngineConnection"], None]) -> None:
+        self._transport: asyncio.Transport
         self._release = release
         self._sink: Sink | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -84,8 +94,10 @@ class EngineConnection(asyncio.Protocol):
         if self._sink is None:
             self.abort()  # bytes that nobody asked for
             return
-        if self._between_chunks and self._sink.frame(data):
-            return
+        if self._between_chunks and (passed := self._sink.chunks(data)):
+            if passed == len(data):
+                return
+            data = data[passed:]
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):

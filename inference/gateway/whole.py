@@ -40,9 +40,9 @@ class _Whole:
         """Sink: the status."""
         self._status = status
 
-    def frame(self, data: bytes) -> bool:
+    def chunks(self, data: bytes) -> int:
         """Sink: nothing is passed on unread."""
-        return False
+        return 0
 
     def body(self, data: bytes) -> None:
         """Sink: bytes of the body."""

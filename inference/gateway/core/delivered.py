@@ -8,6 +8,8 @@ class Delivered:
     that is complete there; neither ever shrinks.
     """
 
+    __slots__ = ("_out", "marks")
+
     def __init__(self) -> None:
         self.marks: deque[tuple[int, int]] = deque()
         self._out = 0

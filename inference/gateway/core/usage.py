@@ -49,10 +49,25 @@ class Running:
     was asked for is not believed: the last good one stands and `clamped` says so.
     """
 
+    __slots__ = (
+        "_counts",
+        "_max_tokens",
+        "_most_out",
+        "_most_prompt",
+        "_n",
+        "_one",
+        "_only_prompt",
+        "_out",
+        "_prompt",
+        "clamped",
+        "final",
+        "out",
+    )
+
     def __init__(self, *, n: int, prompts: int, max_tokens: int, max_model_len: int) -> None:
         self._n, self._max_tokens = n, max_tokens
         self._one = n * prompts == 1
-        self._only_prompt: int | None = None  # tokens, once they are known, of the prompt of one answer
+        self._only_prompt = b""  # tokens, once they are known, of the prompt of one answer
         self._most_out = n * prompts * max_tokens
         self._most_prompt = prompts * max_model_len
         self._out: dict[int, int] = {}
@@ -69,12 +84,12 @@ class Running:
             self._counts = Counts(self._counts.hit, self._counts.miss, self.out)
         return self._counts
 
-    def step(self, prompt: int, out: int) -> bool:
-        """Usage that came with a piece of the only answer; False where `chunk` must judge it."""
-        if prompt != self._only_prompt or not self.out <= out <= self._max_tokens:
-            return False
-        self.out = out
-        return True
+    def follows(self, out: int, prompt: bytes, then: int) -> bool:
+        """Whether the only answer, after `out` tokens, may have `then`; False where `chunk` must judge it.
+
+        `prompt` is the prompt's count as the engine writes it.
+        """
+        return prompt == self._only_prompt and out <= then <= self._max_tokens
 
     def chunk(self, usage: Mapping[str, Any], index: int) -> None:
         """Usage that came with a piece of the choice `index`."""
@@ -83,8 +98,8 @@ class Running:
         prompt = index // self._n
         self._out[index] = out
         self._prompt[prompt] = self._plausible(usage.get("prompt_tokens"), self._prompt.get(prompt, 0), None)
-        if self._one:
-            self._only_prompt = self._prompt.get(0)
+        if self._one and prompt == 0:
+            self._only_prompt = b"%d" % self._prompt[0]
         self.out = min(sum(self._out.values()), self._most_out)
         self._counts = Counts(miss=min(sum(self._prompt.values()), self._most_prompt), out=self.out)
 

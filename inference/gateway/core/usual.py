@@ -14,8 +14,8 @@ _EVENT = (
     rb',"usage":{"prompt_tokens":([0-9]{1,9}),"total_tokens":[0-9]{1,9},"completion_tokens":([0-9]{1,9})'
     rb'(?:,"completion_tokens_details":{"reasoning_tokens":[0-9]{1,9}})?+}}\n\n'
 )
-# Four groups: the chunk's size in hex, the event up to its choices, prompt tokens, output tokens.
-read_chunk = re.compile(rb"([0-9a-f]{1,6})\r\n" + _EVENT + rb"\r\n").fullmatch
+# From a place on. Four groups: the chunk's size line, the event up to its choices, prompt tokens, output tokens.
+read_chunk = re.compile(rb"([0-9a-f]{1,6}\r\n)" + _EVENT + rb"\r\n").match
 # The same without the size.
 read_event = re.compile(_EVENT).fullmatch
 END = b"}\n\n"  # what closes an event behind its choices

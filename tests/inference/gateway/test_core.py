@@ -305,7 +305,7 @@ def test_a_usual_event_reads_as_its_full_parse_does(text: str, chat: bool, out: 
     assert (int(found[2]), int(found[3])) == (7, out)
     chunk = usual.read_chunk(b"%x\r\n%b\r\n" % (len(event), event))
     assert chunk is not None
-    assert chunk.groups() == (b"%x" % len(event), *found.groups())
+    assert chunk.groups() == (b"%x\r\n" % len(event), *found.groups())
 
 
 @pytest.mark.parametrize(
@@ -332,17 +332,18 @@ def test_what_is_not_a_usual_event_is_left_to_the_full_parse(event: bytes) -> No
     assert usual.read_chunk(b"%x\r\n%b\r\n" % (len(event), event)) is None
 
 
-def test_a_step_counts_as_a_chunk_does_and_leaves_what_is_odd_to_it() -> None:
+def test_a_usual_count_follows_as_a_chunk_does_and_what_is_odd_does_not() -> None:
     count = running()
-    assert not count.step(7, 1), "the prompt is not known yet"
+    assert not count.follows(0, b"7", 1), "the prompt is not known yet"
     count.chunk({"prompt_tokens": 7, "completion_tokens": 1}, 0)
-    assert count.step(7, 3)
+    assert count.follows(1, b"7", 3)
+    count.out = 3
     assert count.counts == Counts(miss=7, out=3)
-    assert not any([count.step(8, 4), count.step(7, 2), count.step(7, 11)])
+    assert not any([count.follows(3, b"8", 4), count.follows(3, b"7", 2), count.follows(3, b"7", 11)])
     assert (count.counts, count.clamped) == (Counts(miss=7, out=3), False)
     several = running(n=2)
     several.chunk({"prompt_tokens": 7, "completion_tokens": 1}, 0)
-    assert not several.step(7, 2), "two answers are counted apart"
+    assert not several.follows(1, b"7", 2), "two answers are counted apart"
 
 
 @given(OBJECT, SPELLINGS)

@@ -27,8 +27,11 @@ class Client:
     def start(self, *_: object) -> None:
         self.started = True
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes) -> None:
         self.sent += data
+
+    @property
+    def offset(self) -> int:
         return len(self.sent)
 
     def acknowledged(self) -> int:
