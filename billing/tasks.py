@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from billing import books, hits, invoicing, ledger, months, operations, payments, reserved, scoped, spans
+from billing import books, implausible, invoicing, ledger, months, operations, payments, reserved, scoped, spans
 from kernel.clock import utcnow
 
 
@@ -36,9 +36,10 @@ def close_months() -> None:
 def check_books() -> None:
     """Run the invariants; each that is broken raises one alarm an hour, and stops invoicing where it pages.
 
-    What engines say of their caches is looked at as well, which no invariant can judge.
+    Counts that no invariant can judge are looked at as well.
     """
-    hits.hit_jumps_alarm()
+    implausible.hit_jumps_alarm()
+    implausible.uncounted_alarm()
     hour = utcnow().strftime("%Y-%m-%dT%H")
     for violation in books.check():
         ledger.alarm(key=f"books:{violation.name}:{hour}", sentence=f"{violation.name}: {violation}")

@@ -11,6 +11,7 @@ from inference.gateway.core.quote import cost
 from inference.gateway.core.request import Call, Size
 from inference.gateway.core.usage import Counts, Running
 from kernel import wire
+from kernel.clock import to_ms
 from kernel.ids import minter
 from kernel.usage import ENGINE_PARTIAL, TOKENS
 
@@ -118,7 +119,7 @@ def _nothing_yet(
     """The event of a request that has just been admitted."""
     started_at = grant.started_at.isoformat()
     return {
-        "event_id": _new_event_id(),
+        "event_id": _new_event_id(to_ms(grant.started_at)),  # by the script's clock, which no step of ours bends
         "source": source,
         "tenant_id": grant.key.tenant_id,
         "subject_id": grant.request_id,

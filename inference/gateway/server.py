@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -310,7 +311,7 @@ class Connection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         reader = self._reader
         if not reader.begun:
-            reader.begin(_new_request_id())
+            reader.begin(_new_request_id(time.time_ns() // 1_000_000))
             self.deadline = self._loop.time() + self._server.config.head_s
             self.answer_headers = {"x-request-id": reader.request_id}
         before = reader.stage

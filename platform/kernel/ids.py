@@ -31,8 +31,9 @@ def new_id() -> UUID:
     return _layout(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10)) >> 6)
 
 
-def minter() -> Callable[[], str]:
-    """Makes the ids of one process, as text: UUIDv7s that share 42 random bits and count up in the other 32.
+def minter() -> Callable[[int], str]:
+    """Makes the ids of one process out of Unix milliseconds, as text: UUIDv7s that share 42 random bits and count up
+    in the other 32.
 
     For where every request takes some: it asks for randomness once. Not to be kept over a fork.
     """
@@ -41,8 +42,8 @@ def minter() -> Callable[[], str]:
     head, middle = 0x7000 | ours >> 30, 0x8000 | ours >> 16 & 0x3FFF
     last = f"{ours & 0xFFFF:04x}"
 
-    def minted() -> str:
-        at = f"{time.time_ns() // 1_000_000:012x}"
+    def minted(unix_ms: int) -> str:
+        at = f"{unix_ms:012x}"
         return f"{at[:8]}-{at[8:]}-{head:04x}-{middle:04x}-{last}{next(numbers) & 0xFFFFFFFF:08x}"
 
     return minted

@@ -154,6 +154,7 @@ class Window:
     aborted: int
     engine_prompt: int
     engine_out: int
+    engine_hit: int
 
 
 def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool) -> Window:
@@ -181,6 +182,7 @@ def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool
         aborted=sum(finish == "abort_client" for *_, finish in events),
         engine_prompt=after[0] - before[0],
         engine_out=after[1] - before[1],
+        engine_hit=after[2] - before[2],
     )
 
 
@@ -245,7 +247,9 @@ def test_without_an_abort_billed_is_what_the_engine_counted(moorage: Moorage, sh
     found = mixture(moorage, shared, soak(1000), seed=1, aborts=False)
     log.info(figures(found))
     assert {one.kind for one in found.sent} == {kind.__name__ for kind in KINDS}
-    assert found.hit > 0, figures(found)
+    # An engine has no cache on a CPU without AMX; where it has one, the second prompt of a kind comes from it.
+    assert (found.hit > 0) == (found.engine_hit > 0), figures(found)
+    assert found.hit <= found.engine_hit, figures(found)
     assert any(b'"reasoning":"' in one.text for one in found.sent if one.status == 200)
     assert found.events == found.answered > 0, figures(found)
     assert (found.prompt_times_n, found.out) == (found.engine_prompt, found.engine_out), figures(found)

@@ -1,5 +1,6 @@
 """HTTP at its worst: smuggling, slow and endless requests, odd bytes."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -172,6 +173,23 @@ def test_fault_38_slow_heads_and_bodies_and_idle_connections_end_in_time(world: 
             began = time.monotonic()
             assert door.raw(data, read_s=5).startswith(answer)
             assert time.monotonic() - began < 2
+
+
+def test_fault_38_bytes_that_drip_in_do_not_move_the_deadline(world: World, tmp_path: Path) -> None:
+    with gateway(world, tmp_path, GATEWAY_HEAD_S="0.5", GATEWAY_BODY_S="1") as door:
+        host, port = door.url.removeprefix("http://").split(":")
+        for begun, drop in (
+            (POST + b"host: x\r\nx-a: ", b"a"),
+            (POST + b"host: x\r\ncontent-length: 900\r\n\r\n", b" "),
+        ):
+            with socket.create_connection((host, int(port)), timeout=0.05) as sock:
+                sock.sendall(begun)
+                received, deadline = b"", time.monotonic() + 5
+                while not received and time.monotonic() < deadline:
+                    sock.sendall(drop)
+                    with contextlib.suppress(TimeoutError):
+                        received = sock.recv(100)
+            assert received.startswith(b"HTTP/1.1 408 ")
 
 
 def test_beyond_the_connection_cap_a_client_is_told(world: World, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import redis
 from controlplane.embedded.redis import Redis
 from inference.gateway.admission import SETTLE_RETRY_S
 from kernel import wire
+from tests.inference.gateway.booked import assert_booked
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.test_errors import refused
 from tests.inference.gateway.world import Gateway, Tenant, World, gateway
@@ -94,7 +95,9 @@ def test_fault_7_flushed_in_mid_load_streams_go_on_and_nothing_new_is_admitted(p
     wait_until(lambda: place.tenant.free() == 10**12 - last.quoted_pico, "settlement")
 
 
-def test_fault_8_while_redis_is_away_streams_finish_and_are_journalled(place: Place, engine: Engine) -> None:
+def test_fault_8_while_redis_is_away_streams_finish_and_are_journalled(
+    database: None, place: Place, engine: Engine
+) -> None:
     engine.plan = Plan(tokens=100, interval_s=0.02)
     before = place.tenant.free()
     with ThreadPoolExecutor(5) as callers:
@@ -111,10 +114,11 @@ def test_fault_8_while_redis_is_away_streams_finish_and_are_journalled(place: Pl
     cost = sum(event.quoted_pico for event in events)
     wait_until(lambda: place.tenant.free() == before - cost, "settlement of what ended meanwhile")
     assert place.tenant.reserved() == place.tenant.concurrent() == 0
+    assert_booked(place.door, place.tenant, 5)
 
 
 def test_fault_9_a_redis_that_comes_back_as_another_admits_nothing_until_the_lender_knows_it(
-    place: Place, engine: Engine
+    database: None, place: Place, engine: Engine
 ) -> None:
     assert place.door.chat(place.tenant, place.route.endpoint_id).status_code == 200
     place.stop()
@@ -125,6 +129,8 @@ def test_fault_9_a_redis_that_comes_back_as_another_admits_nothing_until_the_len
         refused(place.door.chat(place.tenant, place.route.endpoint_id), 503, "unavailable")
     place.world.found()
     wait_until(lambda: place.door.chat(place.tenant, place.route.endpoint_id).status_code == 200, "admission")
+    place.door.events_of(place.tenant, at_least=2)
+    assert_booked(place.door, place.tenant, 2)
 
 
 def test_what_ends_while_redis_refuses_to_write_is_settled_once_it_writes_again(place: Place, engine: Engine) -> None:
@@ -153,7 +159,7 @@ time.time_ns = lambda: real_ns() + off() * 10**9
 
 
 def test_fault_20_a_clock_that_steps_an_hour_fails_readiness_and_bends_neither_price_nor_duration(
-    world: World, engine: Engine, tenant: Tenant, tmp_path: Path
+    database: None, world: World, engine: Engine, tenant: Tenant, tmp_path: Path
 ) -> None:
     route = world.endpoint(tenant, engine.address)
     flag = tmp_path / "stepped"
@@ -179,3 +185,4 @@ def test_fault_20_a_clock_that_steps_an_hour_fails_readiness_and_bends_neither_p
         assert abs(later.started_at.timestamp() - time.time()) < 60  # the script's clock, not the gateway's
         flag.unlink()
         wait_until(lambda: door.ready().status_code == 200, "readiness", 5)
+        assert_booked(door, tenant, 2)

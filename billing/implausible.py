@@ -1,4 +1,4 @@
-"""What engines say they found in their caches: a jump is rather a wrong count than luck, and bills too little."""
+"""Counts that break no invariant and are hardly true: each raises an alarm, and bills what it says."""
 
 from datetime import datetime, timedelta
 
@@ -25,6 +25,12 @@ SELECT now.pod_uid, now.sku, before.percent::int, now.percent::int FROM shares n
 WHERE now.is_recent AND NOT before.is_recent AND now.percent >= before.percent + %(jump)s ORDER BY 1
 """
 
+# Text was delivered and not a single token counted.
+UNCOUNTED = """
+SELECT pod_uid, sku, count(*) FROM usage_event
+WHERE kind = 'tokens' AND provenance = 'estimated' AND ended_at >= %s AND ended_at < %s GROUP BY 1, 2 ORDER BY 2, 1
+"""
+
 
 def hit_jumps_alarm(*, now: datetime | None = None) -> int:
     """Raise one alarm an hour for each pod whose share of cached prompt tokens jumped; how many jumped."""
@@ -40,3 +46,17 @@ def hit_jumps_alarm(*, now: datetime | None = None) -> int:
             "compare its counts with the golden usage of its image before it serves on",
         )
     return len(jumps)
+
+
+def uncounted_alarm(*, now: datetime | None = None) -> int:
+    """Raise one alarm an hour for each pod whose answers of the last hour were delivered uncounted; how many pods."""
+    now = now or utcnow()
+    with connection.cursor() as cursor:
+        cursor.execute(UNCOUNTED, [now - RECENT, now])
+        found = cursor.fetchall()
+    for pod_uid, sku, answers in found:
+        ledger.alarm(
+            key=f"uncounted:{pod_uid}:{sku}:{now:%Y-%m-%dT%H}",
+            sentence=f"{answers} answers of {sku} from pod {pod_uid} were delivered without a token counted",
+        )
+    return len(found)

@@ -1,11 +1,11 @@
-"""An engine that suddenly finds every prompt in its cache."""
+"""An engine that suddenly finds every prompt in its cache, and one that counts nothing."""
 
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
-from billing.hits import hit_jumps_alarm
+from billing.implausible import hit_jumps_alarm, uncounted_alarm
 from kernel.clock import utcnow
 from kernel.pricing import IN_HIT, IN_MISS, OUT
 from tenants.models import Outbox
@@ -46,3 +46,17 @@ def test_fault_27_a_new_sku_and_a_pod_that_always_hits_raise_no_alarm(database: 
         serve(berth, pod, now - timedelta(minutes=10), 19_999, 1)
         hit_jumps_alarm(now=now)
         assert not Outbox.objects.filter(dedupe_key__startswith=f"hits:{pod}:").exists()
+
+
+def test_text_that_was_delivered_uncounted_is_an_alarm_once_an_hour(database: None) -> None:
+    berth, pod, now = harbour(), uuid4(), utcnow()
+    at = now - timedelta(minutes=5)
+    for _ in range(3):
+        event = berth.event(
+            pod_uid=pod, started_at=at, ended_at=at, counts={IN_MISS: 0, OUT: 0}, provenance="estimated"
+        )
+        assert berth.ingest(event).booked == 1
+    for _ in range(2):
+        uncounted_alarm(now=now)
+    (alarm,) = Outbox.objects.filter(dedupe_key__startswith=f"uncounted:{pod}:")
+    assert alarm.payload["sentence"].startswith(f"3 answers of {berth.sku}")
