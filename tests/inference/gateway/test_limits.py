@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import httpx2
 import pytest
 
 from inference.gateway.core import limits
@@ -19,7 +20,7 @@ from kernel.pricing import Rate
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.test_errors import refused
 from tests.inference.gateway.test_hangup import read_tokens
-from tests.inference.gateway.world import SKU, Gateway, Tenant, World, gateway
+from tests.inference.gateway.world import HELLO, SKU, Gateway, Tenant, World, gateway
 from tests.services import wait_until
 
 COST = 4 * 10 + 6 * 100 + 5 * 1000
@@ -112,12 +113,16 @@ def test_a_refused_request_leaves_every_counter_as_it_was(world: World, door: Ga
         ({"spend_cap_pico": 75_000}, {}, 402, "spend_cap_reached", "you set for this key"),
         ({"user_cap_pico": 75_000}, {}, 402, "spend_cap_reached", "each end user"),
         ({"rpm": 1}, {}, 429, "rate_limit_exceeded", "1 requests a minute"),
+        ({"concurrency": 1}, {}, 429, "concurrency_limit_exceeded", "1 requests at a time"),
+        ({"free": 75_000}, {}, 402, "insufficient_balance", "add credit"),
     ],
 )
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 def test_each_cause_has_its_own_code_and_sentence(
     world: World,
     door: Gateway,
     engine: Engine,
+    path: str,
     of_key: dict[str, Any],
     of_route: dict[str, Any],
     status: int,
@@ -127,13 +132,23 @@ def test_each_cause_has_its_own_code_and_sentence(
     tenant = world.tenant(**of_key)
     route = world.endpoint(tenant, engine.address, **of_route)
     engine.plan = Plan(gate=threading.Event())
+    user = {"metadata": {"user_id": "ann"}} if path == "/v1/messages" else {"user": "ann"}
+
+    def ask() -> httpx2.Response:
+        body = {**HELLO, **user, "model": route.endpoint_id}
+        return httpx2.post(door.url + path, headers=tenant.headers, json=body, timeout=30)
+
     with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(door.chat, tenant, route.endpoint_id, user="ann")
+        call = caller.submit(ask)
         wait_until(lambda: tenant.concurrent() == 1, "admission")
-        second = door.chat(tenant, route.endpoint_id, user="ann")
+        second = ask()
         engine.plan.gate.set()  # type: ignore[union-attr]  # set above
-        assert call.result().status_code == 200
+        first = call.result()
+    assert first.status_code == 200
+    for name in ("ratelimit-policy", "ratelimit", "x-request-id", "x-moorage-endpoint"):
+        assert first.headers[name]
     refused(second, status, code, words)
+    assert ("type" in second.json()) == (path == "/v1/messages")
     assert ("retry-after" in second.headers) == (status == 429)
     assert len(engine.asked) == 1
 

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import openai
 import pytest
 
+from kernel import wire
 from kernel.pricing import Rate
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import SKU, Gateway, Tenant, World
@@ -257,6 +261,34 @@ def test_one_connection_serves_many_requests_and_the_engines_is_used_again(
             }
             assert client.post("/v1/chat/completions", json=body).status_code == 200
     assert engine.connections == 1
+
+
+def test_a_route_that_changes_lets_what_runs_finish_and_sends_what_comes_elsewhere(
+    world: World, door: Gateway, engine: Engine, tenant: Tenant
+) -> None:
+    route = world.endpoint(tenant, engine.address)
+    engine.plan = Plan(tokens=150, interval_s=0.02)
+    other = Engine()
+    try:
+        with ThreadPoolExecutor(1) as caller:
+            call = caller.submit(door.chat, tenant, route.endpoint_id, stream=True, max_tokens=200)
+            wait_until(lambda: engine.tokens_made > 5, "a few tokens")
+            moved = replace(route, generation=2, deployments=[wire.DeploymentRoute(str(uuid4()), 100, SKU)])
+            world.pod(moved, other.address)
+            world.redis.set(wire.route(route.endpoint_id), wire.dumps(moved))
+            wait_until(
+                lambda: door.chat(tenant, route.endpoint_id).status_code == 200 and len(other.asked) > 0,
+                "the new route",
+                5,
+            )
+            assert call.result().text.endswith("data: [DONE]\n\n")
+        before = len(engine.asked)
+        for _ in range(10):
+            assert door.chat(tenant, route.endpoint_id).status_code == 200
+        assert len(engine.asked) == before
+    finally:
+        other.stop()
+    assert engine.hung_up == 0
 
 
 def test_an_answer_of_many_pieces_reaches_a_reader_whole(
