@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type"
 SCRAPE_S = 20  # the engines' counters are read every fifteen seconds
 PREFIX = "the harbour and the sea and the ships that lie at anchor " * 30
 
+PIECE = re.compile(rb'"(?:content|reasoning|text|thinking)":"[^"]')
 Ask = tuple[str, dict[str, Any]]
 
 
@@ -97,6 +99,11 @@ class Sent:
     n: int
     text: bytes = b""
 
+    @property
+    def pieces(self) -> int:
+        """Whole pieces of a stream with text in them; each is at least a token."""
+        return len(PIECE.findall(self.text[: self.text.rfind(b"\n\n") + 1]))
+
 
 def send(moorage: Moorage, key: str, model: str, seed: int, *, aborts: bool) -> Sent:
     """One request of the mixture."""
@@ -144,6 +151,7 @@ class Window:
     """Sums over a quiet engine's window. The engine counts a prompt once for each of its `n` answers."""
 
     sent: list[Sent]
+    billed: dict[str, int]  # output tokens by request
     answered: int
     events: int
     hit: int
@@ -172,6 +180,7 @@ def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool
     times = {one.request_id: one.n for one in sent}
     return Window(
         sent=sent,
+        billed={request_id: out for request_id, _, _, out, _, _ in events},
         answered=sum(one.status == 200 for one in sent),
         events=len(events),
         hit=sum(hit for _, hit, *_ in events),
@@ -212,7 +221,7 @@ def test_fault_27_a_prompt_never_seen_is_not_cached_and_a_repeat_is_in_whole_blo
 
 def figures(found: Window) -> str:
     """Without the answers: what a run shows, and what a failure is about."""
-    told = {name: getattr(found, name) for name in Window.__slots__ if name != "sent"}
+    told = {name: getattr(found, name) for name in Window.__slots__ if name not in ("sent", "billed")}
     return json.dumps(told | {"kinds": Counter(one.kind for one in found.sent)})
 
 
@@ -275,6 +284,9 @@ def test_with_aborts_at_random_points_billed_is_never_more_than_the_engine_count
     assert found.aborted > 0, figures(found)
     assert found.prompt <= found.prompt_times_n <= found.engine_prompt, figures(found)
     assert found.out + found.waste <= found.engine_out, figures(found)
+    in_hand = [one for one in found.sent if one.request_id in found.billed]
+    assert any(one.status is None and one.pieces for one in in_hand)
+    assert all(one.pieces <= found.billed[str(one.request_id)] for one in in_hand)
     wait_until(scraped, "a list that reaches as far as the engine", 2 * SCRAPE_S)
     after = listed(moorage)
     billed = [after.billed[meter] - before.billed[meter] for meter in ("prompt", "generation")]
