@@ -310,7 +310,8 @@ def _route(endpoint: Endpoint) -> wire.RouteRecord | None:
     recipes = [catalogue().recipes.get(item.recipe) for item in engines]
     if release is None or None in recipes:
         return None
-    lengths = [recipe.max_model_len or release.max_context for recipe in recipes if recipe is not None]
+    known = [recipe for recipe in recipes if recipe is not None]
+    lengths = [recipe.max_model_len or release.max_context for recipe in known]
     return wire.RouteRecord(
         endpoint_id=ids.encode(ids.ENDPOINT, endpoint.id),
         tenant_id=str(endpoint.tenant_id),
@@ -324,9 +325,13 @@ def _route(endpoint: Endpoint) -> wire.RouteRecord | None:
         created=int(endpoint.created_at.timestamp()),
         deployments=[
             wire.DeploymentRoute(
-                str(engine.id), item.weight, item.sku, beyond_sku=item.carrier.sku if item.carrier else ""
+                str(engine.id),
+                item.weight,
+                item.sku,
+                beyond_sku=item.carrier.sku if item.carrier else "",
+                prefix_affinity=recipe.prefix_affinity,
             )
-            for item, engine in zip(deployments, engines, strict=True)
+            for item, engine, recipe in zip(deployments, engines, known, strict=True)
         ],
         tpm=sum(item.tpm for item in deployments),
     )

@@ -80,7 +80,8 @@ class Recipe:
     """How one release runs on some accelerators: what a Deployment's engine gets.
 
     `image` is a repository; the pool says which tag of it runs there. `placeholders` are values that the
-    arguments and variables leave open. `reservable` None: nobody has measured what it carries.
+    arguments and variables leave open. `reservable` None: nobody has measured what it carries. `prefix_affinity`:
+    requests that begin alike prefer the same replica.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Recipe:
     verified: bool
     source: tuple[str, ...]
     reservable: Reservable | None = None
+    prefix_affinity: bool = False
 
     @property
     def cards(self) -> int:
@@ -343,6 +345,7 @@ def _recipe(
         verified=entry.flag("verified"),
         source=entry.texts("source"),
         reservable=_reservable(entry),
+        prefix_affinity=entry.flag("prefix_affinity", default=False),
     )
 
 

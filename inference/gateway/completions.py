@@ -142,9 +142,12 @@ class Completions:
     async def _attempts(self, job: Job, flight: Flight, client: Connection) -> tuple[Relay, End]:
         """Ask a replica; ask another one if the first failed before a byte went to the client."""
         besides: str | None = None
+        beginning = bodies.beginning(job.call) if job.deployment.prefix_affinity else b""
         for attempt in range(1, ATTEMPTS + 1):
             job.attempt = attempt
-            job.pod = await self._router.replica(job.deployment.deployment_id, client, besides=besides)
+            job.pod = await self._router.replica(
+                job.deployment.deployment_id, client, besides=besides, beginning=beginning
+            )
             await self._journal.open(job.opening())
             job.opened = True
             if client.gone:

@@ -1,6 +1,10 @@
-"""Where a request goes: endpoint → deployment by weight → replica by power of two choices on our own load."""
+"""Where a request goes: endpoint → deployment by weight → replica by power of two choices on our own load.
+
+Where the recipe says so, the two are those that rank first for how the prompt begins.
+"""
 
 import asyncio
+import hashlib
 import random
 from collections import Counter
 
@@ -12,6 +16,7 @@ from kernel.problems import MODEL_NOT_FOUND, NO_REPLICA_READY, Problem
 POLL_S = 0.2
 REST_S = 2.0  # a replica that failed is passed over for this long while another is ready
 RETRY_AFTER_S = 5
+HEAD_START = 8  # requests that the preferred replica may have in flight beyond the second
 
 
 class Router:
@@ -46,10 +51,13 @@ class Router:
         choices = [d for d in choices if await self._ready(d.deployment_id)] or choices
         return random.choices(choices, weights=[max(d.weight, 1) for d in choices])[0]
 
-    async def replica(self, deployment_id: str, client: Connection, *, besides: str | None = None) -> wire.PodRecord:
+    async def replica(
+        self, deployment_id: str, client: Connection, *, besides: str | None = None, beginning: bytes = b""
+    ) -> wire.PodRecord:
         """A ready replica, waiting for one without a word to the client.
 
-        `besides` is taken only if there is no other. Problem after the wait; ClientGone if the client leaves.
+        `besides` is taken only if there is no other. Where `beginning` is given, requests with the same one prefer
+        the same replica. Problem after the wait; ClientGone if the client leaves.
         """
         ready = await self._ready(deployment_id)
         loop = self._loop
@@ -70,7 +78,11 @@ class Router:
         now = loop.time()
         rested = [pod for pod in ready if self._resting.get(pod.pod_uid, 0) < now]
         others = [pod for pod in rested or ready if pod.pod_uid != besides] or ready
-        return min(random.sample(others, min(2, len(others))), key=lambda pod: self._in_flight[pod.pod_uid])
+        if not beginning:
+            return min(random.sample(others, min(2, len(others))), key=lambda pod: self._in_flight[pod.pod_uid])
+        first, *rest = sorted(others, key=lambda pod: _rank(beginning, pod))[:2]
+        busier = rest and self._in_flight[first.pod_uid] > self._in_flight[rest[0].pod_uid] + HEAD_START
+        return rest[0] if busier else first
 
     def busy(self, pod: wire.PodRecord) -> "_Busy":
         """Counts one request on a replica, for the length of a block."""
@@ -85,6 +97,11 @@ class Router:
     async def _ready(self, deployment_id: str, *, fresh: bool = False) -> list[wire.PodRecord]:
         pods = await self._projection.pods(deployment_id, fresh=fresh)
         return [pod for pod in pods if pod.state == wire.SERVING]
+
+
+def _rank(beginning: bytes, pod: wire.PodRecord) -> bytes:
+    """An order of replicas for each beginning: one that comes or goes moves no other's share."""
+    return hashlib.blake2b(beginning, key=pod.pod_uid.encode(), digest_size=8).digest()
 
 
 class _Busy:

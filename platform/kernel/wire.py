@@ -151,13 +151,15 @@ class KeyRecord:
 @dataclass(frozen=True, slots=True)
 class DeploymentRoute:
     """One recipe on one pool behind an endpoint. `sku` is what its tokens are priced under, `beyond_sku` what a
-    reservation's are once its tokens per minute are used up ("" elsewhere).
+    reservation's are once its tokens per minute are used up ("" elsewhere). `prefix_affinity`: requests that begin
+    alike prefer the same replica, whose cache knows the beginning.
     """
 
     deployment_id: str
     weight: int
     sku: str
     beyond_sku: str = ""
+    prefix_affinity: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
 MAX_SHAPE_BYTES = 64 << 10  # of a JSON schema or a list of choices, which the engine compiles
 DEFAULT_MAX_TOKENS = 4096
+BEGINNING_BYTES = 1024
 TEMPLATE_TOKENS = 512  # what a chat template may add beyond the bytes of the body
 
 
@@ -130,6 +131,12 @@ def size(call: Call, max_model_len: int) -> Size:
         prompt_tokens=min(bound, max_model_len * call.prompts),
         max_tokens=call.max_tokens or min(room, DEFAULT_MAX_TOKENS),
     )
+
+
+def beginning(call: Call) -> bytes:
+    """What requests with the same prompt template have in common: the head of the first message or of the prompt."""
+    first = call.body["messages"][0] if "messages" in call.body else call.body["prompt"]
+    return orjson.dumps(first)[:BEGINNING_BYTES]
 
 
 def for_engine(call: Call, *, served_name: str, max_tokens: int, cache_salt: str | None) -> bytes:

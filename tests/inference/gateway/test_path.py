@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,12 +12,14 @@ import httpx2
 import openai
 import pytest
 
+from inference.gateway.routing import HEAD_START
 from kernel import wire
 from kernel.pricing import Rate
 from tests.inference.gateway.engine import Engine, Plan
 from tests.inference.gateway.world import SKU, Gateway, Tenant, World
 from tests.services import wait_until
 
+SYSTEM = {"role": "system", "content": "0"}
 COST = 4 * 10 + 6 * 100 + 5 * 1000
 
 
@@ -289,6 +292,39 @@ def test_a_route_that_changes_lets_what_runs_finish_and_sends_what_comes_elsewhe
     finally:
         other.stop()
     assert engine.hung_up == 0
+
+
+def test_prompts_that_begin_alike_go_to_one_replica_while_it_has_room(
+    world: World, door: Gateway, tenant: Tenant
+) -> None:
+    engines = [Engine() for _ in range(3)]
+    try:
+        rides = wire.DeploymentRoute(str(uuid4()), 100, SKU, prefix_affinity=True)
+        route = world.endpoint(tenant, *[engine.address for engine in engines], deployments=[rides])
+
+        def ask(system: str, **more: Any) -> int:
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": str(uuid4())}]
+            before = [len(engine.asked) for engine in engines]
+            assert door.chat(tenant, route.endpoint_id, messages=messages, **more).status_code == 200
+            return [len(engine.asked) > count for engine, count in zip(engines, before, strict=True)].index(True)
+
+        taken = {name: {ask(name) for _ in range(4)} for name in map(str, range(12))}
+        assert all(len(replicas) == 1 for replicas in taken.values())
+        assert len(set.union(*taken.values())) > 1, "every beginning went to one replica"
+        (first,) = taken["0"]
+        engines[first].plan = Plan(gate=threading.Event())
+        with ThreadPoolExecutor(HEAD_START + 1) as callers:
+            held = [
+                callers.submit(door.chat, tenant, route.endpoint_id, messages=[SYSTEM]) for _ in range(HEAD_START + 1)
+            ]
+            wait_until(lambda: tenant.concurrent() == HEAD_START + 1, "a busy replica")
+            assert ask("0") != first
+            engines[first].plan.gate.set()  # type: ignore[union-attr]  # set above
+            assert {call.result().status_code for call in held} == {200}
+        assert ask("0") == first
+    finally:
+        for engine in engines:
+            engine.stop()
 
 
 def test_an_answer_of_many_pieces_reaches_a_reader_whole(
