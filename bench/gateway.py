@@ -1,11 +1,11 @@
-"""What a request and a chunk cost: ours with everything on, a bare relay as the limit, and other gateways.
+"""What a request and a chunk cost: ours with its meter and without, a bare relay as the limit, and other gateways.
 
-Interleaved rounds in one run; CPU is utime + stime of all processes of a role, Redis included. `request`: 32
-connections in a closed loop, an answer of 1 KB. `chunk`: streams side by side, 100 chunks each, one per 20 ms,
-a hundredth of a request in every chunk. Added latency is against the direct call: streams of ten chunks in an
-open loop at 50 a second, and the gaps of the streams side by side. Last, ours, the relay and vllm-router with 10 and
-with 2,000 streams at the same 10,000 chunks a second: memory, and what a chunk costs without its share of a request.
-`--quick` is for a look while working.
+Interleaved rounds in one run; CPU is utime + stime of all processes of a role, Redis included. `request`: whole
+answers of 1 KB in an open loop, 500 a second. `busy_request`: the same as fast as 32 connections get them.
+`chunk`: streams side by side, 100 chunks each, one per 20 ms, a hundredth of a request in every chunk. Added latency
+is against the direct call: streams of ten chunks in an open loop at 50 a second, and the gaps of the streams side by
+side. Last, ours, the relay and vllm-router with 10 and with 2,000 streams at the same 10,000 chunks a second: memory,
+and what a chunk costs without its share of a request. `--quick` is for a look while working.
 
 Bifrost, agentgateway and one-api do not come as packages and are not here; Portkey's streams fail on this
 Node and count for whole answers alone.
@@ -30,6 +30,7 @@ from bench.gateway.peers import MODEL, Peer, started  # noqa: E402
 
 ROUNDS, QUICK_ROUNDS = 5, 2
 REQUEST_S, QUICK_REQUEST_S = 1.5, 0.6
+REQUEST_RPS = 500
 STREAMS, CHUNKS, PACE_MS = 200, 100, 20
 FIRST_RPS = 50
 FEW, MANY = (10, "2000/1"), (2000, "100/200")  # streams, CHUNKS/PACE_MS: 10,000 chunks a second both times
@@ -60,14 +61,16 @@ def main() -> None:
         told[name] |= crowded(few, many, told[name]["cpu_us_per_request"]["median"])
     for name, figures in told.items():
         print(name, json.dumps(figures), file=sys.stderr)
-    ours, limit = told.pop("ours"), told.pop("limit")
+    ours, unmetered, limit = (told.pop(name) for name in ("ours", "unmetered", "limit"))
     result = {
         "bench": "gateway",
-        "machine": {"cores": os.cpu_count()},
+        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[1]},
         "ours": ours,
+        "ours_unmetered": unmetered,
         "limit": limit,
         "peers": {"direct": direct, **told},
-        "ratio": {"cpu_per_chunk_2000_vs_10": ours["chunk_2000_vs_10"]} | ratios(ours, {"limit": limit, **told}),
+        "ratio": {"cpu_per_chunk_2000_vs_10": ours["chunk_2000_vs_10"]}
+        | ratios(ours, {"unmetered": unmetered, "limit": limit, **told}),
     }
     print(json.dumps(result))
 
@@ -83,10 +86,13 @@ def measure(peer: Peer, *, quick: bool) -> Sample:
     """One slot of one round."""
     length = QUICK_REQUEST_S if quick else REQUEST_S
     before = cpu_s(peer)
-    whole = load(peer, stream="", c=max(2, int(32 * peer.share)), length_s=length)
+    paced = load(peer, stream="", rps=REQUEST_RPS * peer.share, length_s=2 * length)
+    between = cpu_s(peer)
+    busy = load(peer, stream="", c=max(2, int(32 * peer.share)), length_s=length)
     sample = {
-        "cpu_us_per_request": (cpu_s(peer) - before) / whole["requests"] * 1e6,
-        "requests_per_s": whole["requests"] / whole["seconds"],
+        "cpu_us_per_request": (between - before) / paced["requests"] * 1e6,
+        "cpu_us_per_busy_request": (cpu_s(peer) - between) / busy["requests"] * 1e6,
+        "requests_per_s": busy["requests"] / busy["seconds"],
     }
     if peer.streams:
         before = cpu_s(peer)
@@ -176,7 +182,7 @@ def ratios(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, float]:
     return {
         f"{figure.replace('cpu_us', 'cpu')}_vs_{name}": round(ours[figure]["median"] / told[figure]["median"], 3)
         for name, told in others.items()
-        for figure in ("cpu_us_per_request", "cpu_us_per_chunk")
+        for figure in ("cpu_us_per_request", "cpu_us_per_busy_request", "cpu_us_per_chunk")
         if figure in told
     }
 

@@ -49,7 +49,8 @@ def started(folder: Path, *, quick: bool) -> Iterator[list[Peer]]:
         run("stub", f"{PLACE}/bin/stub", ADDR=f"127.0.0.1:{stub}")
         peers = [
             Peer("direct", stub),
-            stack.enter_context(_ours(folder, stub)),
+            stack.enter_context(_ours(folder, stub, "ours", "inference.gateway")),
+            stack.enter_context(_ours(folder, stub, "unmetered", "bench.gateway.unmetered")),
             _limit(run, stub),
             _envoy(run, stub, folder),
             _vllm_router(run, stub),
@@ -77,8 +78,10 @@ def _process(folder: Path, name: str, argv: tuple[str, ...], environment: dict[s
 
 
 @contextmanager
-def _ours(folder: Path, stub: int) -> Iterator[Peer]:
-    """The gateway with everything on: its Redis, a lender, and the meter's pull every half second."""
+def _ours(folder: Path, stub: int, name: str, module: str) -> Iterator[Peer]:
+    """A gateway with its Redis, a lender, and the meter's pull every half second."""
+    folder /= name
+    folder.mkdir()
     with ExitStack() as stack:
         server = stack.enter_context(redis_server(folder / "redis"))
         client = redis.Redis.from_url(server.url(0))
@@ -89,12 +92,11 @@ def _ours(folder: Path, stub: int) -> Iterator[Peer]:
         tenant.lend(0, dry=False)
         world.endpoint(world.tenant(), f"127.0.0.1:{stub}", shared_as=MODEL)
         stack.enter_context(Lender(world, 10**18, least=10**13))
-        (folder / "gateway").mkdir()
-        door = stack.enter_context(gateway(world, folder / "gateway"))
+        door = stack.enter_context(gateway(world, folder, module=module))
         stack.enter_context(_metered(door))
         assert door.process is not None
         yield Peer(
-            "ours",
+            name,
             int(door.url.rpartition(":")[2]),
             (door.process.pid, client.info("server")["process_id"]),
             (f"authorization: Bearer {tenant.text}",),

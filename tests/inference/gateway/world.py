@@ -185,6 +185,7 @@ class Gateway:
     internal: str
     environment: dict[str, str]
     log: Path
+    module: str = "inference.gateway"
     process: subprocess.Popen[bytes] | None = None
     events: list[UsageEvent] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
@@ -192,7 +193,7 @@ class Gateway:
     def start(self, *, known: bool = True) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "inference.gateway"],
+                [sys.executable, "-m", self.module],
                 env=self.environment,
                 cwd=ROOT,
                 stdout=log,
@@ -283,7 +284,9 @@ class Gateway:
 
 
 @contextmanager
-def gateway(world: World, folder: Path, *, start: bool = True, **settings: str) -> Iterator[Gateway]:
+def gateway(
+    world: World, folder: Path, *, start: bool = True, module: str = "inference.gateway", **settings: str
+) -> Iterator[Gateway]:
     """A gateway for the length of a block."""
     port, internal = free_port(), free_port()
     environment = {
@@ -298,7 +301,9 @@ def gateway(world: World, folder: Path, *, start: bool = True, **settings: str) 
         "MOORAGE_KEY_PEPPER": PEPPER.hex(),
         **settings,
     }
-    made = Gateway(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{internal}", environment, folder / "gateway.log")
+    made = Gateway(
+        f"http://127.0.0.1:{port}", f"http://127.0.0.1:{internal}", environment, folder / "gateway.log", module
+    )
     try:
         if start:
             made.start()
