@@ -22,7 +22,7 @@ from kernel.clock import utcnow
 class Nothing:
     """Admits everything, for no money."""
 
-    def __init__(self, _redis: Redis, _longest_s: float, _pepper: bytes) -> None:
+    def __init__(self, _redis: Redis, _longest_s: float) -> None:
         pass
 
     async def admit(self, ask: Ask) -> Grant:
@@ -31,7 +31,7 @@ class Nothing:
         return Grant(
             request_id=ask.request_id,
             key=ask.key,
-            quote=await ask.price_at(now),
+            quote=await ask.price_at(now, False),
             started_at=now,
             reserved_pico=0,
             purse=None,
