@@ -12,6 +12,8 @@ from inference.gateway.recovery import InUse
 
 # Requests leave few cycles behind: look for them rarely, and never again at what a start made.
 GC_THRESHOLD = 20_000
+# A thread reads the journal for the meter: the loop waits no longer than this until it has the interpreter again.
+SWITCH_S = 0.0005
 
 
 async def _serve(config: Config) -> None:
@@ -25,6 +27,7 @@ def main() -> int:
     """Exit status: 0 after a drain, 2 for settings that cannot work."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     raise_file_limit()
+    sys.setswitchinterval(SWITCH_S)
     try:
         uvloop.run(_serve(from_environment()))
     except (Misconfigured, InUse) as refusal:

@@ -54,9 +54,10 @@ class BootLog:
             if segment.first_seq <= seq < segment.next_seq and seq <= self.head:
                 first = seq - segment.first_seq
                 wanted = min(limit, segment.next_seq - seq, self.head - seq + 1)
-                ends = [*segment.offsets[first + 1 : first + wanted + 1], segment.size]
-                data = _part(segment.path, segment.offsets[first], ends[wanted - 1])
-                return [record.body for record in records.scan(data) if record.kind == records.CLOSE][:wanted]
+                offsets = segment.offsets[first : first + wanted + 1]
+                start, end = offsets[0], offsets[wanted] if len(offsets) > wanted else segment.size
+                data = _part(segment.path, start, end)
+                return [records.body_at(data, offset - start) for offset in offsets[:wanted]]
         return []
 
     def free_below(self, seq: int) -> None:

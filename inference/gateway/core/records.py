@@ -32,6 +32,15 @@ def encode(kind: bytes, body: bytes) -> bytes:
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
+def body_at(data: bytes, offset: int) -> bytes:
+    """The body of the record at `offset`. ValueError where it does not hold."""
+    length, checksum = _HEAD.unpack_from(data, offset)
+    payload = data[offset + HEAD_BYTES : offset + HEAD_BYTES + length]
+    if zlib.crc32(payload) != checksum:
+        raise ValueError(f"the record at byte {offset} is damaged")
+    return payload[1:]
+
+
 def scan(data: bytes, start: int = 0) -> Iterator[Record]:
     """Whole records from `start` up to the first that is torn, too long or fails its checksum."""
     position = start
