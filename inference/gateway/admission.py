@@ -20,7 +20,7 @@ from inference.gateway.core import limits
 from inference.gateway.core.limits import Limit
 from inference.gateway.core.quote import Quote
 from inference.gateway.core.request import Size
-from inference.gateway.projection import incomplete
+from inference.gateway.projection import MAX_ENTRIES, incomplete
 from inference.gateway.redis_client import Redis, Script, Unreachable
 from kernel import wire
 from kernel.clock import from_ms, utcnow
@@ -85,6 +85,29 @@ class Grant:
 
 
 @dataclass(slots=True)
+class _Place:
+    """The names in Redis of what the admission of a key for one SKU touches, in the script's order.
+
+    The fourth, a counter of one minute, is each request's own.
+    """
+
+    key: wire.KeyRecord
+    sku: str
+    floats: list[str]
+    names: list[str]
+
+    @classmethod
+    def of(cls, key: wire.KeyRecord, sku: str) -> "_Place":
+        """The names for one key."""
+        purses = wire.purses_for(key.purses, sku)
+        floats = [wire.float_key(key.tenant_id, purse, key.currency) for purse in purses]
+        names = [wire.EPOCH, wire.FLOAT_RUN, wire.key(key.public_id), "", wire.concurrency(key.key_id)]
+        for name in floats:
+            names += (name, wire.reservations(name))
+        return cls(key, sku, floats, names)
+
+
+@dataclass(slots=True)
 class _Wish:
     """A lender was asked; `seen` is the float's generation, transfer and dryness when last looked at."""
 
@@ -104,6 +127,7 @@ class Admission:
         self._redis = redis
         self._longest_ms = int(longest_s * 1000)
         self._settling: set[asyncio.Future[Any]] = set()
+        self._places: dict[str, _Place] = {}  # by key id
 
     async def admit(self, ask: Ask) -> Grant:
         """A place, and money for the worst case. Problem with the one cause that stood in the way.
@@ -191,20 +215,12 @@ class Admission:
         )
 
     async def _run(self, request_id: str, key: wire.KeyRecord, quote: Quote, met: Sequence[Limit]) -> list[str]:
-        floats = [
-            wire.float_key(key.tenant_id, purse, key.currency) for purse in wire.purses_for(key.purses, quote.sheet.sku)
-        ]
-        names = [
-            wire.EPOCH,
-            wire.FLOAT_RUN,
-            wire.key(key.public_id),
-            wire.rpm(key.key_id, int(time.time()) // 60),
-            wire.concurrency(key.key_id),
-        ]
-        for name in floats:
-            names += (name, wire.reservations(name))
+        place = self._place(key, quote.sheet.sku)
+        names = place.names.copy()
+        names[3] = wire.rpm(key.key_id, int(time.time()) // 60)
         purses = len(names)
-        names += [limit.counter for limit in met]
+        if met:
+            names += [limit.counter for limit in met]
         args: tuple[str | int, ...] = (
             self._redis.run_id or "",
             key.version,
@@ -224,7 +240,7 @@ class Admission:
         try:
             reply = await self._redis.script(_ADMIT, names, args)
         except Unreachable:
-            for name in floats:
+            for name in place.floats:
                 self.settle(
                     request_id=request_id,
                     key_id=key.key_id,
@@ -234,6 +250,14 @@ class Admission:
                 )
             raise
         return [part.decode() for part in reply]
+
+    def _place(self, key: wire.KeyRecord, sku: str) -> "_Place":
+        kept = self._places.get(key.key_id)
+        if kept is None or kept.key is not key or kept.sku != sku:
+            if len(self._places) >= MAX_ENTRIES:
+                self._places.clear()
+            kept = self._places[key.key_id] = _Place.of(key, sku)
+        return kept
 
     async def _ask_lender(self, key: wire.KeyRecord, amount: int) -> "_Wish":
         """Tell the lender what is missing."""

@@ -82,7 +82,7 @@ class Completions:
         key = await self._key(presented)
         call = SURFACES[request.path].parse(request.body)
         route = await self._router.endpoint(key, call.model)
-        size = bodies.size(call, route.max_model_len)
+        size, answers = bodies.size(call, route.max_model_len), call.answers
         deployment = await self._router.deployment(route)
 
         async def key_anew() -> wire.KeyRecord:
@@ -97,15 +97,15 @@ class Completions:
                 tenant_id=key.tenant_id, sku=sku, region=route.region, currency=key.currency
             )
             try:
-                return quote(sheets, at=at, size=size, answers=call.answers)
+                return quote(sheets, at=at, size=size, answers=answers)
             except Unrated:
                 raise Problem(UNRATED, "No price is in force for this model in your currency yet.") from None
 
         def affordable(offer: Quote, free_pico: int) -> int:
-            return affordable_tokens(offer.sheet, free_pico=free_pico, size=size, answers=call.answers)
+            return affordable_tokens(offer.sheet, free_pico=free_pico, size=size, answers=answers)
 
         user = _digest(self._config.pepper, f"{key.tenant_id}\x1f{call.user}") if call.user else ""
-        ask = Ask(request.request_id, key, route, size, call.answers, user, key_anew, price_at, affordable)
+        ask = Ask(request.request_id, key, route, size, answers, user, key_anew, price_at, affordable)
         grant = await self._admission.admit(ask)
         return Job.begin(
             source=self._config.gateway_id,

@@ -4,6 +4,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from kernel import wire
@@ -13,8 +14,7 @@ class Misconfigured(ValueError):
     """The sentence names the variable and what it must hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where to listen or connect."""
 
     host: str

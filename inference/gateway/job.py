@@ -16,12 +16,13 @@ from kernel.ids import minter
 from kernel.usage import ENGINE_PARTIAL, TOKENS
 
 _new_event_id = minter()
+_NO_COUNTS = Counts().meters()
 
 
 @dataclass(slots=True)
 class Job:
-    """`base` is the event before anything happened. `opened` and `ended` say how far the journal got;
-    `ended` covers the reservation as well.
+    """`facts` is its usage event as last told. `opened` and `ended` say how far the journal got; `ended` covers
+    the reservation as well.
     """
 
     path: str
@@ -30,7 +31,7 @@ class Job:
     route: wire.RouteRecord
     deployment: wire.DeploymentRoute
     grant: Grant
-    base: dict[str, Any]
+    facts: dict[str, Any]
     clock: Callable[[], float]
     began: float
     pod: wire.PodRecord | None = None
@@ -54,10 +55,10 @@ class Job:
     ) -> "Job":
         """A request that was admitted just now; `user` is its end user's digest or ""."""
         clock = asyncio.get_running_loop().time
-        base = _nothing_yet(source, route, deployment, grant)
+        facts = _nothing_yet(source, route, deployment, grant)
         if user:
-            base["end_user"] = user
-        return cls(path, call, size, route, deployment, grant, base, clock, clock())
+            facts["end_user"] = user
+        return cls(path, call, size, route, deployment, grant, facts, clock, clock())
 
     @property
     def request_id(self) -> str:
@@ -84,9 +85,12 @@ class Job:
         return self.grant.started_at + timedelta(seconds=self.clock() - self.began)
 
     def opening(self) -> dict[str, Any]:
-        """The usage event if nothing more should be heard of the request."""
-        pod_uid = None if self.pod is None else self.pod.pod_uid
-        return {**self.base, "finish": "gateway_crash", "attempt": self.attempt, "pod_uid": pod_uid}
+        """The usage event if nothing more should be heard of the request; good until the next is asked for."""
+        facts = self.facts
+        facts["finish"] = "gateway_crash"
+        facts["attempt"] = self.attempt
+        facts["pod_uid"] = None if self.pod is None else self.pod.pod_uid
+        return facts
 
     def event(
         self,
@@ -99,18 +103,15 @@ class Job:
         waste: int = 0,
     ) -> dict[str, Any]:
         """The usage event as of now, in the shape of `UsageEvent.to_json`."""
-        return {
-            **self.base,
-            "ended_at": self.now().isoformat(),
-            "counts": counts.meters(),
-            "quoted_pico": str(quoted_pico),
-            "provenance": provenance,
-            "finish": finish,
-            "attempt": self.attempt,
-            "pod_uid": None if self.pod is None else self.pod.pod_uid,
-            "engine_usage": engine_usage,
-            "waste": waste,
-        }
+        facts = self.opening()
+        facts["ended_at"] = self.now().isoformat()
+        facts["counts"] = counts.meters()
+        facts["quoted_pico"] = str(quoted_pico)
+        facts["provenance"] = provenance
+        facts["finish"] = finish
+        facts["engine_usage"] = engine_usage
+        facts["waste"] = waste
+        return facts
 
 
 def _nothing_yet(
@@ -129,7 +130,7 @@ def _nothing_yet(
         "currency": grant.key.currency,
         "started_at": started_at,
         "ended_at": started_at,
-        "counts": Counts().meters(),
+        "counts": _NO_COUNTS,
         "sheet": grant.quote.sheet_sha256.hex(),
         "quoted_pico": "0",
         "provenance": ENGINE_PARTIAL,

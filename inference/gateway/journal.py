@@ -138,7 +138,7 @@ class Journal:
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
-        if self._waiting or self._later is None:
+        if self._waiting or (self._buffer and self._later is None):
             self._flush()
         if self._idle is not None and self._writing is None:
             self._idle.set_result(None)

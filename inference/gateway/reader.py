@@ -106,7 +106,8 @@ class RequestReader:
         if self._head_read:
             return  # a trailer is no header
         key = name.decode("latin-1").lower()
-        self._repeated = self._repeated or (key in _ONCE and key in self._headers)
+        if key in self._headers and key in _ONCE:
+            self._repeated = True
         self._headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:

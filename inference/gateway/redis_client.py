@@ -63,7 +63,7 @@ class Redis:
         """One reply. Unreachable, or hiredis.ReplyError where Redis refuses the command."""
         return await self._send(command)
 
-    async def pipeline(self, *commands: Sequence[Argument]) -> list[Any]:
+    async def pipeline(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """The replies of commands that are sent together, in order."""
         replies: list[Any] = await asyncio.gather(*[self._send(command) for command in commands])
         return replies
@@ -89,7 +89,7 @@ class Redis:
         seconds, micros = reply
         self.clock_offset_ms = int(seconds) * 1000 + int(micros) // 1000 - time.time_ns() // 1_000_000
 
-    def _send(self, command: Sequence[Argument]) -> "asyncio.Future[Any]":
+    def _send(self, command: tuple[Argument, ...]) -> "asyncio.Future[Any]":
         if self._link is None or self.run_id is None:
             raise Unreachable("Redis is not connected")
         return self._link.send(command)
@@ -143,6 +143,7 @@ class _Link(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # a reply and until when
         self._unsent: list[bytes] = []
+        self.lost = False
         self.broken = asyncio.Event()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # always TCP
@@ -153,16 +154,15 @@ class _Link(asyncio.Protocol):
         if hasattr(self, "transport"):
             self.transport.abort()
 
-    def send(self, command: Sequence[Argument]) -> "asyncio.Future[Any]":
+    def send(self, command: tuple[Argument, ...]) -> "asyncio.Future[Any]":
         reply: asyncio.Future[Any] = self._loop.create_future()
-        if self.broken.is_set():
+        if self.lost:
             reply.set_exception(Unreachable("the connection to Redis broke"))
             return reply
         self._waiting.append((reply, self._loop.time() + TIMEOUT_S))
         if not self._unsent:
             self._loop.call_soon(self._write)
-        packed = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # stub: one word
-        self._unsent.append(packed)
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # stub: one word
         return reply
 
     def _write(self) -> None:
@@ -182,6 +182,7 @@ class _Link(asyncio.Protocol):
                 reply.set_result(value)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
         self.broken.set()
         self._watcher.cancel()
         for reply, _ in self._waiting:

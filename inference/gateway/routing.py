@@ -6,7 +6,6 @@ Where the recipe says so, the two are those that rank first for how the prompt b
 import asyncio
 import hashlib
 import random
-from collections import Counter
 
 from inference.gateway.projection import Projection
 from inference.gateway.server import ClientGone, Connection
@@ -26,7 +25,7 @@ class Router:
         self._projection = projection
         self._wait_s = wait_s
         self._loop = asyncio.get_running_loop()
-        self._in_flight: Counter[str] = Counter()
+        self._in_flight: dict[str, int] = {}  # requests by replica, where there are any
         self._resting: dict[str, float] = {}
 
     async def endpoint(self, key: wire.KeyRecord, model: str) -> wire.RouteRecord:
@@ -78,10 +77,11 @@ class Router:
         now = loop.time()
         rested = [pod for pod in ready if self._resting.get(pod.pod_uid, 0) < now]
         others = [pod for pod in rested or ready if pod.pod_uid != besides] or ready
+        load = self._in_flight.get
         if not beginning:
-            return min(random.sample(others, min(2, len(others))), key=lambda pod: self._in_flight[pod.pod_uid])
+            return min(random.sample(others, min(2, len(others))), key=lambda pod: load(pod.pod_uid, 0))
         first, *rest = sorted(others, key=lambda pod: _rank(beginning, pod))[:2]
-        busier = rest and self._in_flight[first.pod_uid] > self._in_flight[rest[0].pod_uid] + HEAD_START
+        busier = rest and load(first.pod_uid, 0) > load(rest[0].pod_uid, 0) + HEAD_START
         return rest[0] if busier else first
 
     def busy(self, pod: wire.PodRecord) -> "_Busy":
@@ -109,16 +109,16 @@ class _Busy:
 
     __slots__ = ("_in_flight", "_pod_uid")
 
-    def __init__(self, in_flight: Counter[str], pod_uid: str) -> None:
+    def __init__(self, in_flight: dict[str, int], pod_uid: str) -> None:
         self._in_flight, self._pod_uid = in_flight, pod_uid
 
     def __enter__(self) -> None:
-        self._in_flight[self._pod_uid] += 1
+        self._in_flight[self._pod_uid] = self._in_flight.get(self._pod_uid, 0) + 1
 
     def __exit__(self, *_: object) -> None:
-        self._in_flight[self._pod_uid] -= 1
-        if not self._in_flight[self._pod_uid]:
-            del self._in_flight[self._pod_uid]
+        left = self._in_flight.pop(self._pod_uid) - 1
+        if left:
+            self._in_flight[self._pod_uid] = left
 
 
 def not_found(model: str) -> Problem:

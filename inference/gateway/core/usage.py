@@ -123,7 +123,7 @@ class Running:
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> object:
     """A member of one of usage's optional objects; 0 where it is absent or null."""
     details = usage.get(group)
-    return (details.get(name) if isinstance(details, Mapping) else None) or 0
+    return (details.get(name) if isinstance(details, dict) else None) or 0
 
 
 def numbers(usage: Mapping[str, Any]) -> dict[str, Any]:
