@@ -173,7 +173,8 @@ class StreamRelay(Relay):
         if passed:
             running.out = out
             client.write(b"".join(passed))
-            self._written()
+            if client.blocked or len(self._marks) > _MARKS or out >= self._progress_next:
+                self._written()
         return start
 
     def body(self, data: bytes) -> None:

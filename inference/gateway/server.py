@@ -88,7 +88,6 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_loop",
         "_pending",
-        "_pending_bytes",
         "_reader",
         "_sent",
         "_server",
@@ -99,6 +98,7 @@ class Connection(asyncio.Protocol):
         "blocked",
         "deadline",
         "gone",
+        "offset",
         "on_drained",
         "on_gone",
         "spell",
@@ -115,8 +115,8 @@ class Connection(asyncio.Protocol):
         self._reader = RequestReader()
         self._head = b""
         self._pending: deque[bytes] = deque()
-        self._pending_bytes = 0
-        self._sent = 0
+        self.offset = 0  # bytes that were handed over for writing since the connection began
+        self._sent = 0  # those of them that the transport has been given
         self._unflushed = 0
         self.blocked = False  # bytes wait for the client to read
         self._keep_alive = True
@@ -175,11 +175,6 @@ class Connection(asyncio.Protocol):
 
     # Answering
 
-    @property
-    def offset(self) -> int:
-        """Bytes that were handed over for writing since the connection began."""
-        return self._sent + self._pending_bytes + len(self._head)
-
     def acknowledged(self) -> int:
         """Bytes since the connection began that the client's TCP has acknowledged; a lower bound."""
         if self.gone:
@@ -207,9 +202,11 @@ class Connection(asyncio.Protocol):
             self._keep_alive = False
         closing = {} if self._keep_alive else {"connection": "close"}
         self._head = http_head.response(status, {**headers, **self.answer_headers, **closing}, length)
+        self.offset += len(self._head)
 
     def write(self, data: bytes) -> None:
         """Send raw bytes, at once or when the client has room."""
+        self.offset += len(data)
         if self._head:
             data, self._head = self._head + data, b""
         if not self._pending and not self.blocked and len(data) <= PIECE_BYTES and not self._transport.is_closing():
@@ -217,9 +214,7 @@ class Connection(asyncio.Protocol):
             self._sent += len(data)
         elif not self.gone:
             for start in range(0, len(data), PIECE_BYTES):
-                piece = data[start : start + PIECE_BYTES]
-                self._pending.append(piece)
-                self._pending_bytes += len(piece)
+                self._pending.append(data[start : start + PIECE_BYTES])
             if not self.blocked:
                 self._flush()
 
@@ -276,7 +271,6 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         while self._pending and not self.blocked and not self._transport.is_closing():
             piece = self._pending.popleft()
-            self._pending_bytes -= len(piece)
             self._sent += len(piece)
             self._transport.write(piece)
         if not self._pending and not self.blocked:
