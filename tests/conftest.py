@@ -15,7 +15,12 @@ from django.core.management import call_command
 from django.db import connection, connections
 from pytest_django.plugin import DjangoDbBlocker
 
+from billing import books
 from controlplane.database import ROLES, bootstrap
+
+MONEY_MOVES = "SELECT " + " + ".join(
+    f"(SELECT count(*) FROM {table})" for table in ("ledger_tx", "hold_move", "usage_event", "invoice_line")
+)
 
 
 @pytest.fixture(scope="session")
@@ -64,10 +69,22 @@ def migrated_database(database_url: str, django_db_blocker: DjangoDbBlocker) -> 
 
 @pytest.fixture
 def database(migrated_database: str) -> Iterator[None]:
-    """PostgreSQL under the system role, committed for real."""
+    """PostgreSQL under the system role, committed for real; whoever moved money leaves the books right."""
+    with as_role("auditor"):
+        before = _money_moves()
     with as_role("system"):
         yield
     assert not connection.in_atomic_block
+    with as_role("auditor"):
+        if _money_moves() != before:
+            assert books.check() == []
+
+
+def _money_moves() -> int:
+    """How many rows the append-only tables of money have."""
+    with connection.cursor() as cursor:
+        cursor.execute(MONEY_MOVES)
+        return int(cursor.fetchone()[0])
 
 
 @contextmanager
