@@ -18,7 +18,6 @@ from billing.core import receipts
 from billing.ingest import Journalled, events_ingest
 from billing.models import HoldMove, LedgerTx, Operation, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
 from billing.operations import corrections_apply, operation_approve, operation_ask
-from billing.selectors import usage_list_for
 from kernel.clock import month_of, utcnow
 from kernel.ids import _layout, derived_id, new_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
@@ -443,18 +442,6 @@ def test_the_look_for_repeats_reads_no_whole_table(database: None) -> None:
         plan = "\n".join(row[0] for row in cursor.fetchall())
     assert "usage_event_journal" in plan
     assert "Seq Scan on usage_event" not in plan
-
-
-def test_a_tenants_month_is_read_by_its_index(database: None) -> None:
-    tenant_id, (start, end) = uuid4(), month_of(utcnow())
-    months = (
-        usage_list_for(tenant_id, start=start, end=end).order_by(),
-        RatedLine.objects.filter(event__tenant_id=tenant_id, event__started_at__gte=start),
-    )
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL enable_seqscan = off")
-        for rows in months:
-            assert "usage_event_month" in rows.explain()
 
 
 def test_a_new_months_tree_starts_with_the_head_of_the_one_before(
