@@ -10,7 +10,7 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import F, QuerySet, Sum
+from django.db.models import F, Sum
 
 from billing import ledger
 from billing.models import AccountKind, Credit, LedgerAccount, LedgerTx, Shortfall
@@ -93,11 +93,6 @@ def credits_expire(*, now: datetime | None = None) -> int:
     now = now or utcnow()
     due = Credit.objects.filter(expires_at__lte=now, account__posted__gt=F("account__held"))
     return sum(_expire(credit_id, now) for credit_id in list(due.values_list("id", flat=True)))
-
-
-def credit_list_for(tenant_id: UUID) -> QuerySet[Credit]:
-    """A tenant's scoped credit, the soonest to expire first; `account.posted` is what is left of each."""
-    return Credit.objects.filter(tenant_id=tenant_id).select_related("account").order_by("expires_at", "id")
 
 
 def wants() -> list[wire.Want]:

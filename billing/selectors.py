@@ -51,7 +51,7 @@ class AccountBalance:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """A tenant's money in its currency, scoped credit left out (`billing.scoped.credit_list_for`).
+    """A tenant's money in its currency, scoped credit left out (`credit_list_for`).
 
     `posted_pico` is what a person is shown as balance (owed overrun counts against it);
     `available_pico` is what new holds may take; `spent_month_pico` is booked usage of this UTC month
@@ -103,10 +103,16 @@ def usage_by_end_user(tenant_id: UUID, since: datetime, *, api_key_ids: Sequence
     return {user: int(total) for user, total in totals}
 
 
+def credit_list_for(tenant_id: UUID) -> QuerySet[Credit]:
+    """A tenant's live scoped credit, the soonest to expire first; `account.posted` is what is left of each."""
+    live = Credit.objects.filter(tenant_id=tenant_id, expires_at__gt=utcnow())
+    return live.select_related("account").order_by("expires_at", "id")
+
+
 def purses_of(tenant_id: UUID, currency: str) -> list[str]:
     """The purses that a tenant's keys and deployments may use, in the order in which they are tried."""
-    live = Credit.objects.filter(tenant_id=tenant_id, account__currency=currency, expires_at__gt=utcnow())
-    return [*live.order_by("expires_at", "id").values_list("account__purse", flat=True), GENERAL]
+    live = credit_list_for(tenant_id).filter(account__currency=currency)
+    return [*live.values_list("account__purse", flat=True), GENERAL]
 
 
 def purses_paying(*, tenant_id: UUID, currency: str, sku: str, pool: str) -> list[str]:

@@ -10,7 +10,7 @@ from billing import lender, recall, scoped, services
 from billing.corrections import usage_correct
 from billing.models import Credit, Hold, LedgerAccount, Shortfall
 from billing.rebates import rebates_post
-from billing.selectors import balance_for, purses_of
+from billing.selectors import balance_for, credit_list_for, purses_of
 from kernel import wire
 from kernel.clock import month_of, utcnow
 from kernel.pricing import OUT, Rate, Sheet, Tier
@@ -303,4 +303,4 @@ def test_a_grant_is_made_once_and_says_what_it_lacks(database: None) -> None:
     ):
         with pytest.raises(Problem, match=says):
             scoped.credit_grant(**(arguments | change))  # type: ignore[arg-type]
-    assert [credit.value for credit in scoped.credit_list_for(berth.tenant_id)] == ["m"]
+    assert [credit.value for credit in credit_list_for(berth.tenant_id)] == ["m"]

@@ -1,11 +1,15 @@
 """The provisioning API over HTTP: who may, what is refused in which words, and that a repeat is one act."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
 
+from billing.models import Credit
+from billing.scoped import credit_grant
+from kernel.clock import utcnow
 from kernel.ids import new_id
 from tenants import services
 from tests.conftest import as_role
@@ -187,6 +191,34 @@ def test_a_scope_opens_what_it_is_for(database: None, scopes: list[str], path: s
     assert answer.status_code == status
     if status == 403:
         assert "`billing`" in answer.json()["detail"]
+
+
+def test_scoped_credit_lies_beside_the_balance_until_it_expires(api: Api) -> None:
+    ends = utcnow() + timedelta(days=3)
+    credit_grant(
+        tenant_id=api.tenant.id,
+        currency="USD",
+        amount_pico=5 * 10**11,
+        scope="pool",
+        value="local/berths",
+        expires_at=ends,
+        idem_key="spring",
+        actor="ann",
+    )
+    told = api.call("GET", "/balance").json()
+    assert told["available"] == "0"
+    (credit,) = told["credits"]
+    assert credit == {
+        "scope": "pool",
+        "value": "local/berths",
+        "currency": "USD",
+        "given": "0.5",
+        "balance": "0.5",
+        "expires_at": ends.isoformat(),
+    }
+    with as_role("owner"):
+        Credit.objects.filter(tenant_id=api.tenant.id).update(expires_at=utcnow())
+    assert api.call("GET", "/balance").json()["credits"] == []
 
 
 def test_a_key_of_billing_changes_nothing_and_a_key_gives_no_scope_that_it_lacks(database: None) -> None:

@@ -1,11 +1,11 @@
 """How the provisioning API spells objects: public ids, decimal strings, ISO instants in UTC."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
 from billing import selectors as billing
-from billing.models import Invoice, LedgerEntry, UsageEvent
+from billing.models import Credit, Invoice, LedgerEntry, UsageEvent
 from inference.selectors import EndpointView, ReleaseView
 from kernel import ids, money
 from tenants.models import ApiKey
@@ -115,8 +115,8 @@ def api_key(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def balance(found: billing.Balance) -> dict[str, Any]:
-    """Money as decimal strings of the tenant's currency."""
+def balance(found: billing.Balance, scoped: Iterable[Credit]) -> dict[str, Any]:
+    """Money as decimal strings of the tenant's currency; scoped credit is none of the sums, it lies beside them."""
     return {
         "currency": found.currency,
         "balance": money.to_string(found.posted_pico),
@@ -132,6 +132,17 @@ def balance(found: billing.Balance) -> dict[str, Any]:
                 "available": money.to_string(account.available_pico),
             }
             for account in found.accounts
+        ],
+        "credits": [
+            {
+                "scope": credit.scope,
+                "value": credit.value,
+                "currency": credit.account.currency,
+                "given": money.to_string(int(credit.amount)),
+                "balance": money.to_string(credit.account.posted),
+                "expires_at": credit.expires_at.isoformat(),
+            }
+            for credit in scoped
         ],
     }
 

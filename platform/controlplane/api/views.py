@@ -253,7 +253,8 @@ class Balance(APIView):
 
     @extend_schema(operation_id="balance_get", responses=OBJECT)
     def get(self, request: Request) -> Response:
-        return Response(answers.balance(billing.balance_for(principal(request).tenant_id)))
+        tenant_id = principal(request).tenant_id
+        return Response(answers.balance(billing.balance_for(tenant_id), billing.credit_list_for(tenant_id)))
 
 
 class Usage(APIView):
