@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import transaction
 
 from inference.catalogue_files import catalogue
+from inference.clock import database_now
 from inference.core.pools import pool_fields
 from inference.models import ClusterAccess, ClusterListing, Endpoint, Pool
 from k8s.cluster import Cluster, UnreachableError
@@ -89,6 +90,12 @@ def cluster_remove(*, name: str, actor: str) -> None:
     audit_write(actor=actor, tenant_id=None, action="cluster.removed", detail={"name": name})
 
 
+def endpoints_revisit(pool: Pool) -> None:
+    """Have the sweep pass over every endpoint of a pool whose description changed."""
+    live = Endpoint.objects.filter(archived_at__isnull=True, deployments__pool=pool)
+    Endpoint.objects.filter(id__in=live.values("id")).update(due_at=database_now())
+
+
 def _refuse_second(name: str, region: str, identity: str) -> None:
     """A tenant has one namespace per region, of the same name: two regions in one cluster would fight over it."""
     others = ClusterAccess.objects.exclude(name=name)
@@ -114,6 +121,7 @@ def _keep_pool(cluster_name: str, region: str, fields: Mapping[str, Any]) -> Poo
     pool, _ = Pool.objects.update_or_create(
         region=region, name=fields["name"], defaults={**fields, "cluster": cluster_name}
     )
+    endpoints_revisit(pool)
     return pool
 
 

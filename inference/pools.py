@@ -8,9 +8,8 @@ from django.conf import settings
 from django.db import transaction
 
 from inference.catalogue_files import LOCAL_RELEASE, catalogue
-from inference.clock import database_now
-from inference.clusters import LOCAL
-from inference.models import Endpoint, Pool
+from inference.clusters import LOCAL, endpoints_revisit
+from inference.models import Pool
 from tenants.services import audit_write
 
 LOCAL_POOL = "local-cpu"
@@ -47,12 +46,6 @@ def pool_ensure_local(*, weights_root: Path | None = None, actor: str = "operato
     # Its images, or the catalogue that this start brought, may say something new of what runs there.
     endpoints_revisit(pool)
     return pool
-
-
-def endpoints_revisit(pool: Pool) -> None:
-    """Have the sweep pass over every endpoint of a pool whose description changed."""
-    live = Endpoint.objects.filter(archived_at__isnull=True, deployments__pool=pool)
-    Endpoint.objects.filter(id__in=live.values("id")).update(due_at=database_now())
 
 
 def capacity(memory_bytes: int, cores: int) -> int:

@@ -8,10 +8,10 @@ from django.db import connection
 from django.db.models import Sum
 
 from inference.clock import database_now
+from inference.clusters import endpoints_revisit
 from inference.core.words import Phase, ReplicaState
 from inference.facts import record
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
-from inference.pools import endpoints_revisit
 from inference.reconciler import perform, run
 from inference.reconciler.claim import StaleClaim, claim
 from inference.reconciler.run import reconcile
