@@ -5,13 +5,14 @@ The same secret and tenants do not prove whose they are: a copy of the database 
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from inference import clusters
 from inference.clock import database_now
 from inference.models import Deployment
-from k8s.cluster import Cluster, Object, Ref, Snapshot
+from k8s.cluster import Cluster, Object, Ref, Snapshot, UnreachableError
 from k8s.desired import TENANT_LABEL
 from k8s.observe import deployment_id_of
 from kernel import ids
@@ -38,6 +39,25 @@ def orphans_sweep(cluster: Cluster, snapshot: Snapshot) -> list[Ref]:
     if ended:
         cluster.delete(ended, grace_s=None)
     return ended
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """What a cluster says now: how many nodes it has, and what in it is nobody's. `silence` is why it says nothing."""
+
+    name: str
+    nodes: int
+    orphans: tuple[Ref, ...]
+    silence: str
+
+
+def cluster_state(name: str) -> ClusterState:
+    """Ask a cluster, whole."""
+    try:
+        snapshot = clusters.cluster(name).list()
+    except UnreachableError as error:
+        return ClusterState(name, 0, (), str(error))
+    return ClusterState(name, len(snapshot.nodes), tuple(orphans_list(snapshot)), "")
 
 
 def orphans_list(snapshot: Snapshot) -> list[Ref]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,11 @@ _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 _LINE_CHARS = 300
 # Kubernetes keeps such a pod, and a name that is fixed, as long as nobody can say that its engine has ended.
 _UNTIL = "Its pod stays until the node answers, is taken out of the cluster or is marked out-of-service."
+_REPLACED = "Kubernetes replaces it once it has been silent for a while."
+_HELD = "So many nodes are silent that Kubernetes replaces nothing until they answer or are taken out of the cluster."
+# Its node lifecycle controller's defaults: more than so many silent nodes of a zone, and such a share of a small one.
+_FEW_NODES, _MAJORITY, _SMALL_ZONE = 2, 0.55, 50
+_ZONE_LABELS = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone")
 _WORKLOADS = ("Deployment", "LeaderWorkerSet")
 # How LeaderWorkerSet marks the pods of one group.
 _GROUP_LABEL, _SIZE_ANNOTATION = "leaderworkerset.sigs.k8s.io/group-index", "leaderworkerset.sigs.k8s.io/size"
@@ -95,7 +100,7 @@ def deployment_id_of(item: Object) -> UUID | None:
 
 def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
     """Facts by deployment id, of all deployments that have an object or a pod in the snapshot."""
-    ready_nodes = {node["metadata"]["name"] for node in snapshot.nodes if _condition(node, "Ready")}
+    silent = _silence(snapshot.nodes)
     groups: dict[tuple[UUID, str], list[Object]] = defaultdict(list)
     for pod in snapshot.pods:
         if deployment_id := deployment_id_of(pod):
@@ -103,7 +108,7 @@ def observe(snapshot: Snapshot) -> dict[UUID, Observed]:
             groups[deployment_id, group].append(pod)
     pods: dict[UUID, list[ObservedPod]] = defaultdict(list)
     for (deployment_id, _), members in groups.items():
-        pods[deployment_id].append(_observe_group(members, ready_nodes))
+        pods[deployment_id].append(_observe_group(members, silent))
     deployments = {
         deployment_id: item
         for item in snapshot.objects
@@ -173,10 +178,29 @@ def _whole_reason(item: Object | None, pods: Iterable[ObservedPod]) -> tuple[str
     return (first.reason, first.message) if first else ("", "")
 
 
-def _observe_group(members: list[Object], ready_nodes: Collection[str]) -> ObservedPod:
+def _silence(nodes: Iterable[Object]) -> dict[str, str]:
+    """By each node's name what its silence means for a pod on it, "" where it is not silent.
+
+    Kubernetes takes a silent majority of a small zone, or of everything, for its own fault and evicts nobody.
+    """
+    zones: dict[tuple[str, ...], list[Object]] = defaultdict(list)
+    for node in nodes:
+        labels = node["metadata"].get("labels", {})
+        zones[tuple(labels.get(label, "") for label in _ZONE_LABELS)].append(node)
+    down = {zone: sum(not _condition(node, "Ready") for node in there) for zone, there in zones.items()}
+    all_down = all(down[zone] == len(there) for zone, there in zones.items())
+    words: dict[str, str] = {}
+    for zone, there in zones.items():
+        partly = _FEW_NODES < down[zone] < len(there) <= _SMALL_ZONE and down[zone] >= _MAJORITY * len(there)
+        sentence = _HELD if partly or all_down else _REPLACED
+        words |= {node["metadata"]["name"]: "" if _condition(node, "Ready") else sentence for node in there}
+    return words
+
+
+def _observe_group(members: list[Object], silent: Mapping[str, str]) -> ObservedPod:
     """The replica that pods make up together: its leader, who is as well as the worst of them."""
     members.sort(key=lambda pod: (pod["metadata"]["labels"].get(ROLE_LABEL) == "worker", pod["metadata"]["name"]))
-    leader, *others = (_observe_pod(pod, ready_nodes) for pod in members)
+    leader, *others = (_observe_pod(pod, silent) for pod in members)
     if not leader.ready or leader.terminating:
         worse = next((pod for pod in others if pod.reason not in (RUNNING, STARTING)), leader)
         told = worse if leader.reason == STARTING else leader
@@ -189,11 +213,11 @@ def _observe_group(members: list[Object], ready_nodes: Collection[str]) -> Obser
     return leader
 
 
-def _observe_pod(pod: Object, ready_nodes: Collection[str]) -> ObservedPod:
+def _observe_pod(pod: Object, silent: Mapping[str, str]) -> ObservedPod:
     meta, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     node = spec.get("nodeName", "")
     container: dict[str, Any] = next(iter(status.get("containerStatuses", [])), {})
-    lost = bool(node) and node not in ready_nodes
+    lost = silent.get(node, _REPLACED) if node else ""
     reason, message = _pod_reason(pod, container, lost=lost)
     running = container.get("state", {}).get("running", {})
     ports = spec["containers"][0].get("ports", [])
@@ -214,14 +238,15 @@ def _observe_pod(pod: Object, ready_nodes: Collection[str]) -> ObservedPod:
     )
 
 
-def _pod_reason(pod: Object, container: dict[str, Any], *, lost: bool) -> tuple[str, str]:
+def _pod_reason(pod: Object, container: dict[str, Any], *, lost: str) -> tuple[str, str]:
+    """`lost` says what becomes of a pod whose node is silent."""
     status = pod.get("status", {})
     if status.get("reason") == "Evicted":
         return EVICTED, f"The node ended this replica: {_short(status.get('message', ''))}"
     if lost and "deletionTimestamp" in pod["metadata"]:
         return NODE_LOST, f"The node that ran this replica does not answer. {_UNTIL}"
     if lost:
-        return NODE_LOST, "The node that runs this replica does not answer."
+        return NODE_LOST, f"The node that runs this replica does not answer. {lost}"
     if "deletionTimestamp" in pod["metadata"]:
         return TERMINATING, "The replica finishes its requests and ends."
     scheduled: dict[str, Any] = next((c for c in status.get("conditions", []) if c["type"] == "PodScheduled"), {})

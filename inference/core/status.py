@@ -4,6 +4,7 @@ from inference.core import conditions as c
 from inference.core.conditions import Condition
 from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault
 from k8s.desired import WorkloadSpec
+from k8s.observe import NODE_LOST
 
 SUSPENDED_SENTENCE = "The tenant's money is used up: top up, and it runs again by itself."
 
@@ -113,6 +114,8 @@ def _ready(row: EndpointRow, deployment: DeploymentRow, parts: tuple[Condition, 
     wanted = row.wanted(deployment)
     before = next((item for item in row.conditions if item.type == c.READY), None)
     count = f"{serving} of {wanted} replicas serve"
+    if deployment.seen is not None and deployment.seen.reason == NODE_LOST:
+        count = f"{count}; {deployment.seen.message}"
     accepted = parts[0]
     if accepted.status == c.FALSE:
         # Engines of what was accepted before go on; nothing newer can be had.

@@ -1,4 +1,4 @@
-"""What is offered and cannot be sold: SKUs of live endpoints and of this region's pools with an unrated meter."""
+"""What is offered and cannot be sold: SKUs of live endpoints and of pools with an unrated meter."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A0
 
 from billing.selectors import sku_unrated
 from inference.core.words import Rung
+from inference.models import Pool
 from inference.selectors import endpoint_list_public, release_list
 from tenants.models import Tenant
 
 
 @dataclass(frozen=True, slots=True)
 class UnratedListing:
-    """A SKU of a release that is listed here, and the meters that no sheet prices in a currency."""
+    """A SKU of a release that is listed in a region, and the meters that no sheet prices in a currency."""
 
     sku: str
     region: str
@@ -24,11 +25,11 @@ class UnratedListing:
 
 
 def listings_unrated() -> list[UnratedListing]:
-    """Every listing of this region that cannot go on sale, in each currency that a tenant pays in."""
+    """Every listing of every region that cannot go on sale, in each currency that a tenant pays in."""
     currencies = sorted(set(Tenant.objects.values_list("currency", flat=True)))
-    region = settings.REGION
     found = (
         UnratedListing(sku, region, currency, sku_unrated(sku=sku, region=region, currency=currency))
+        for region in sorted({settings.REGION, *Pool.objects.exclude(cluster="").values_list("region", flat=True)})
         for sku in sorted(set(_skus(region)))
         for currency in currencies
     )
@@ -43,7 +44,7 @@ def skus_on_sale(skus: Iterable[str], tenant: Tenant) -> list[str]:
 
 def _skus(region: str) -> Iterator[str]:
     """Of the shared endpoints that run, and of the other rungs on the pools that there are."""
-    yield from (endpoint.sku for endpoint in endpoint_list_public())
+    yield from (endpoint.sku for endpoint in endpoint_list_public() if endpoint.region == region)
     for view in release_list(region):
         ours = {pool.accelerator for pool in view.pools}
         for (rung, accelerator), sku in view.skus.items():
@@ -59,7 +60,8 @@ def listings_are_rated(*, databases: Sequence[str] | None = None, **_: Any) -> l
         return []
     return [
         Warning(
-            f"{listing.sku} is not on sale in {listing.currency}: no price for {', '.join(listing.meters)}",
+            f"{listing.sku} is not on sale in {listing.region} in {listing.currency}: "
+            f"no price for {', '.join(listing.meters)}",
             hint="publish a price sheet for it",
             id="controlplane.W001",
         )

@@ -28,6 +28,8 @@ MERGE = "application/merge-patch+json"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _TURN_S = 0.05
+# A control plane that was away has taken its nodes for silent, and may still do so when it is back.
+_DOUBTED_S = 20.0
 
 
 def machine(name, *, labels=None, resources=None, taints=(), arch="amd64", cpu=128):
@@ -68,6 +70,7 @@ class Nodes:
         self._ips = iter(ips) if ips else nowhere
         self._inbox = queue.SimpleQueue()
         self._renew_at, self._renew_s = 0.0, renew_s
+        self._doubted_until = 0.0
         self._closed = threading.Event()
         self._end_watch = lambda: None
         self.errors = []
@@ -95,8 +98,7 @@ class Nodes:
         """The node is back, without its processes."""
         self._live.add(name)
         self._renew(name)
-        status = {"status": {"conditions": [_ready()]}}
-        self._api.call("PATCH", f"/api/v1/nodes/{name}/status", body=status, content_type=STRATEGIC)
+        self._say_ready(name)
         self._end_watch()
 
     def remove(self, *names):
@@ -149,6 +151,7 @@ class Nodes:
             try:
                 self._turn()
             except UnreachableError:
+                self._doubted_until = time.monotonic() + _DOUBTED_S
                 self._closed.wait(0.2)
             except Exception as error:  # noqa: BLE001  a thread has nobody to raise to; `close` does
                 self.errors.append(error)
@@ -161,6 +164,8 @@ class Nodes:
             self._renew_at = time.monotonic() + self._renew_s
             for name in list(self._live):
                 self._renew(name)
+                if time.monotonic() < self._doubted_until:
+                    self._say_ready(name)
         for uid, runner in list(self._runners.items()):
             runner.step()
             self._report(runner)
@@ -241,6 +246,10 @@ class Nodes:
 
     def _renew(self, name):
         self._try("PATCH", f"{LEASES}/{name}", body={"spec": self._lease(name)}, content_type=MERGE)
+
+    def _say_ready(self, name):
+        status = {"status": {"conditions": [_ready()]}}
+        self._try("PATCH", f"/api/v1/nodes/{name}/status", body=status, content_type=STRATEGIC)
 
     def _lease(self, name):
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections import Counter
 from datetime import timedelta
 from uuid import uuid4
@@ -244,8 +245,10 @@ def test_a_resync_over_many_endpoints_writes_nothing_and_lists_each_kind_once(po
     until(lambda: step(pool, *many) or all(run(endpoint) for endpoint in many), 120)
     site_versions = until(lambda: at_rest(site))
     proxy.asked.clear()
+    written = len(site.plane.writes())
     for _ in range(3):
         step(pool, *many)
+    assert len(site.plane.writes()) == written
     assert Counter(method for method, _ in proxy.asked) == {"GET": 3 * len(kinds.READ)}
     assert set(Counter(proxy.asked).values()) == {3}
     assert versions(site) == site_versions
@@ -262,4 +265,5 @@ def versions(site):
 
 def at_rest(site):
     before = versions(site)
+    time.sleep(1)
     return before if versions(site) == before else None

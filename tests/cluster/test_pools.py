@@ -98,6 +98,7 @@ def test_a_lost_node_is_told_and_its_engine_replaced_on_another(site, tenant):
     site.nodes.lose(first.node)
     lost = until(lambda: [pod for pod in site.pods(deployment_id) if pod.reason == NODE_LOST])
     assert not lost[0].ready
+    assert "Kubernetes replaces it once" in lost[0].message
     replaced = until(lambda: [pod for pod in site.pods(deployment_id) if pod.ready and pod.node != first.node])
     assert replaced[0].uid != first.uid
     # Kubernetes keeps the dead pod until its node speaks again; it is neither counted nor called well.
@@ -120,3 +121,6 @@ def test_a_small_pool_is_not_emptied_and_the_truth_is_told_all_the_same(site, te
     seen = site.seen(deployment_id)
     assert {(pod.uid, pod.terminating) for pod in seen.pods} == {(pod.uid, False) for pod in pods}
     assert (seen.ready, seen.settled, seen.reason) == (0, False, NODE_LOST)
+    # Three of four nodes: the truth is that waiting does not help, and what would.
+    assert "replaces nothing" in seen.message
+    assert "until they answer or are taken out of the cluster" in seen.message

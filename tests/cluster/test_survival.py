@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
@@ -52,38 +53,61 @@ def view(product, endpoint_id):
     return product.moorage.call("GET", f"/endpoints/{endpoint_id}").body
 
 
-def test_fault_33_a_lost_nodes_replica_is_replaced_elsewhere_and_not_billed_meanwhile(product, endpoint_id):
+def test_fault_33_a_lost_nodes_replica_is_replaced_elsewhere_in_its_own_time_and_not_billed_meanwhile(
+    product, endpoint_id
+):
     deployment_id = product.deployment(endpoint_id)
     [pod] = product.pods(deployment_id)
-    node = pod["spec"]["nodeName"]
+    lost, node = pod["metadata"]["uid"], pod["spec"]["nodeName"]
+    lost_at = datetime.now(UTC)
     product.site.nodes.lose(node)
-    product.moorage.until_phase(endpoint_id, "degraded", 60)
+    degraded = product.moorage.until_phase(endpoint_id, "degraded", 60)
+    assert "does not answer" in degraded["message"]
     assert product.moorage.chat(endpoint_id).status == 503
-    before = wait_until_still(product, deployment_id)
-    # Kubernetes waits for as long as the pod tolerates, here a minute; nothing is billed until another one serves.
+    held = "SELECT held FROM deployment WHERE id = %s"
+    assert product.moorage.query(held, deployment_id) == [(True,)]
     product.moorage.until_phase(endpoint_id, "running", 150)
-    serving = {item["metadata"]["uid"]: item["spec"]["nodeName"] for item in product.pods(deployment_id)}
-    assert serving.pop(pod["metadata"]["uid"]) == node
-    assert node not in serving.values()
+
+    there = {item["metadata"]["uid"]: item for item in product.pods(deployment_id)}
+    assert there.pop(lost)["spec"]["nodeName"] == node
+    [replacement] = there.values()
+    assert replacement["spec"]["nodeName"] != node
     assert product.moorage.chat(endpoint_id).status == 200
-    assert billed_s(product, deployment_id) - before < 60
-    [(facts,)] = product.moorage.query("SELECT facts FROM observed WHERE deployment_id = %s", deployment_id)
-    stuck = next(item for item in facts["pods"] if item["uid"] == pod["metadata"]["uid"])
-    assert "out-of-service" in stuck["message"]
+    waited_s = (at(replacement["metadata"]["creationTimestamp"]) - silent_at(product, node)).total_seconds()
+    assert tolerated_s(pod) - 1 <= waited_s < tolerated_s(pod) + 10
+
+    # Billed up to its last proof of life, in which the control plane believed for a few seconds more; then from the
+    # replacement's first token on.
+    until(lambda: spans(product, replacement), 60)
+    [(_, ended_at)], [(from_at, _)] = spans(product, pod), spans(product, replacement)
+    assert timedelta(seconds=-15) < ended_at - lost_at < timedelta(seconds=15)
+    assert from_at - lost_at > timedelta(seconds=tolerated_s(pod))
+    told = product.moorage.call("GET", f"/endpoints/{endpoint_id}").body
+    assert (told["phase"], "marked out-of-service" in told["message"]) == ("running", True)
     product.site.nodes.revive(node)
     wait_until(lambda: len(product.pods(deployment_id)) == 1, "the end of the stuck pod", 60)
 
 
-def wait_until_still(product, deployment_id):
-    """The seconds that are billed once the loss has been told to billing."""
-    seen = [-1]
+def at(text):
+    return datetime.fromisoformat(text)
 
-    def still():
-        seen.append(billed_s(product, deployment_id))
-        return seen[-1] == seen[-2]
 
-    until(still, 60)
-    return seen[-1]
+def silent_at(product, node):
+    """When the control plane took the node for lost."""
+    conditions = product.site.admin.call("GET", f"/api/v1/nodes/{node}")["status"]["conditions"]
+    return at(next(item["lastTransitionTime"] for item in conditions if item["type"] == "Ready"))
+
+
+def tolerated_s(pod):
+    """How long the pod itself says that it may be waited for."""
+    unreachable = "node.kubernetes.io/unreachable"
+    return next(item["tolerationSeconds"] for item in pod["spec"]["tolerations"] if item["key"] == unreachable)
+
+
+def spans(product, pod):
+    """From when to when a pod is billed, as billing was told."""
+    sql = "SELECT from_at, ended_at FROM billable_span WHERE pod_uid = %s"
+    return product.moorage.query(sql, pod["metadata"]["uid"])
 
 
 def test_fault_34_an_endpoint_that_waits_for_a_card_is_not_billed(product):

@@ -69,7 +69,7 @@ def customer(product, endpoint_id):
     answers, ended = [], threading.Event()
 
     def ask():
-        while not ended.wait(0.05):
+        while not ended.wait(0.2):
             answers.append(product.moorage.chat(endpoint_id).status)
 
     asking = threading.Thread(target=ask)
@@ -120,7 +120,8 @@ def test_an_update_surges_where_a_card_is_free_and_customers_notice_nothing(prod
 def test_an_update_recreates_one_after_another_where_no_card_is_free(product, endpoint):
     with customer(product, endpoint[0]) as answers:
         most, fewest = roll_out(product, *endpoint, "3")
-    assert (most, fewest) == (CARDS, CARDS - 1) or (most, fewest) == (CARDS, CARDS)
+    assert most == CARDS
+    assert fewest >= CARDS - 1
     assert set(answers) == {200}
 
 

@@ -18,7 +18,8 @@ from billing.meter import gateway_pull
 from billing.models import GatewayJournal, Invoice, PriceSheet
 from billing.selectors import balance_for
 from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated, skus_on_sale
-from inference.pools import pool_ensure_local
+from inference.models import Pool
+from inference.pools import LOCAL_POOL, pool_ensure_local
 from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.pricing import ACCEL_SECOND, OUT, Package, Rate, Sheet
@@ -188,12 +189,34 @@ def test_a_listing_with_an_unrated_meter_is_told_to_the_operator(local_pool: Non
     wanted = ["accel_second", "in_hit", "in_miss", "out"]
     assert UnratedListing(sku, REGION, "JPY", wanted) in listings_unrated()
     told = [str(item.msg) for item in listings_are_rated(databases=["default"])]
-    assert f"{sku} is not on sale in JPY: no price for {', '.join(wanted)}" in told
-    assert f"{sku} JPY: {', '.join(wanted)}" in billing("unrated")
+    assert f"{sku} is not on sale in {REGION} in JPY: no price for {', '.join(wanted)}" in told
+    assert f"{REGION} {sku} JPY: {', '.join(wanted)}" in billing("unrated")
     assert listings_are_rated(databases=None) == []
     out = StringIO()
     call_command("check", deploy=True, databases=["default"], stderr=out)
-    assert f"{sku} is not on sale in JPY" in out.getvalue()
+    assert f"{sku} is not on sale in {REGION} in JPY" in out.getvalue()
+
+
+def test_another_region_goes_on_sale_by_one_file_of_prices(local_pool: None, tmp_path: Path) -> None:
+    region = f"far-{uuid4().hex[:8]}"
+    pool = Pool.objects.get(region=REGION, name=LOCAL_POOL)
+    pool.id, pool.region = ids.new_id(), region
+    pool.save(force_insert=True)
+    tenant_create(name="Boston", currency="USD")
+    lacking = [item.sku for item in listings_unrated() if (item.region, item.currency) == (region, "USD")]
+    assert lacking == ["tiny-deepseek:dedicated:cpu"]
+    every = {meter: Rate(1) for meter in ("accel_second", "in_hit", "in_miss", "out")}
+    bodies = [Sheet(sku, region, "USD", LONG_AGO, every).body() for sku in lacking]
+    file = tmp_path / "sheets.json"
+    wrong = {**bodies[0], "sku": f"{region}:shared", "meters": {"out": {"num_pico": "-1", "den": "1"}}}
+    file.write_text(json.dumps([*bodies, wrong]))
+    with pytest.raises(CommandError, match="a price is 0 or more"):
+        billing("price", file)
+    assert any(item.region == region for item in listings_unrated())
+    file.write_text(json.dumps(bodies))
+    billing("price", file)
+    assert not any((item.region, item.currency) == (region, "USD") for item in listings_unrated())
+    pool.delete()
 
 
 def test_only_what_is_priced_whole_is_on_sale(database: None) -> None:

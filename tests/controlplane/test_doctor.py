@@ -12,6 +12,9 @@ from redis import Redis as Client
 from billing import lag
 from controlplane.database import bootstrap
 from controlplane.embedded import doctor, environment
+from inference import clusters
+from inference.orphans import ClusterState
+from k8s.cluster import Ref
 from k8s.local.cluster import AGENT_LOCK
 from kernel import wire
 from tests.services import free_port, server
@@ -60,6 +63,24 @@ def test_the_meter_says_how_far_each_kind_of_usage_lies_behind(
         told.clear()
         with pytest.raises(doctor.Trouble, match="tells no lag"):
             doctor.meter(environ)
+
+
+def test_a_cluster_that_is_silent_or_holds_what_nobody_knows_is_told_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ref = Ref("apps/v1", "Deployment", "n", "left")
+    states = {
+        "well": ClusterState("well", 3, (), ""),
+        "silent": ClusterState("silent", 0, (), "connection refused"),
+        "crowded": ClusterState("crowded", 3, (ref,), ""),
+    }
+    monkeypatch.setattr(doctor, "cluster_state", states.__getitem__)
+    for names, way_out in ((["silent"], "manage.py cluster add"), (["crowded"], "manage.py cluster orphans crowded")):
+        monkeypatch.setattr(clusters, "names", lambda names=names: ["well", *names])
+        with pytest.raises(doctor.Trouble, match=way_out):
+            doctor.regions({})
+    monkeypatch.setattr(clusters, "names", lambda: ["well"])
+    assert doctor.regions({}) == "well 3 nodes"
 
 
 def test_an_agent_that_hangs_is_found_by_its_silence(environ: Environ) -> None:

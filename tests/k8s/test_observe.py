@@ -145,6 +145,33 @@ def test_a_pod_of_a_lost_node_is_not_ready_whatever_it_said_last(nodes):
     assert (observed.ready, observed.pods[0].ready, observed.reason) == (0, False, o.NODE_LOST)
 
 
+def nodes_of(zone, silent, count):
+    """Nodes of a zone, the first of them silent."""
+    return tuple(
+        {**(LOST_NODE if number < silent else READY_NODE), "metadata": {"name": f"{zone}{number}", "labels": labels}}
+        for labels in [{"topology.kubernetes.io/zone": zone}]
+        for number in range(count)
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_held"),
+    [
+        (nodes_of("a", 2, 3), False),
+        (nodes_of("a", 3, 4), True),
+        (nodes_of("a", 3, 6), False),
+        (nodes_of("a", 3, 3), True),
+        (nodes_of("a", 3, 3) + nodes_of("b", 0, 1), False),
+        (nodes_of("a", 3, 4) + nodes_of("b", 0, 50), True),
+        (nodes_of("a", 50, 60), False),
+    ],
+    ids=["two", "most of a zone", "half", "everything", "a whole zone", "most of one zone", "a large zone"],
+)
+def test_a_lost_pod_is_told_whether_kubernetes_will_replace_it(nodes, is_held):
+    message = seen(pod(node="a0", ready=True, container=running(ready=True)), nodes=nodes).message
+    assert ("replaces nothing" in message, "replaces it once" in message) == (is_held, not is_held)
+
+
 def test_an_evicted_pod_says_why():
     observed = seen(pod(phase="Failed", reason="Evicted", message="The node was low on memory"))
     assert (observed.reason, observed.pods[0].message) == (

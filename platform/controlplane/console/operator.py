@@ -13,7 +13,9 @@ from billing.models import GatewayJournal, Invoice, Operation, Quarantine
 from billing.selectors import Balance, balance_for
 from controlplane.console import words
 from controlplane.console.words import Word
+from inference import clusters
 from inference.models import Deployment, Endpoint, Pool
+from inference.orphans import ClusterState, cluster_state
 from kernel import ids
 from kernel.clock import utcnow
 from kernel.money import MINOR_DIGITS
@@ -167,6 +169,11 @@ def pool_rows() -> list[PoolRow]:
             Holder(row.tenant.name, row.endpoint.name, ids.encode(ids.ENDPOINT, row.endpoint_id), row.reserved)
         )
     return [PoolRow(pool, tuple(held[pool.id])) for pool in Pool.objects.order_by("region", "name")]
+
+
+def cluster_states() -> list[ClusterState]:
+    """Every cluster, asked now: whether it answers, and what in it the database does not know."""
+    return [cluster_state(name) for name in clusters.names()]
 
 
 def meter_rows() -> list[MeterRow]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
+from django.db import DatabaseError
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -21,6 +22,8 @@ from controlplane.embedded.environment import ROOT
 from controlplane.embedded.lock import holder_pid
 from controlplane.embedded.supervisor import STATUS_FILE
 from controlplane.secrets import role_password
+from inference import clusters
+from inference.orphans import cluster_state
 from k8s.local.cluster import AGENT_LOCK
 from kernel import wire
 
@@ -127,6 +130,26 @@ def migrations(environ: Environ) -> str:
     return "all applied"
 
 
+def regions(_: Environ) -> str:
+    """Every cluster answers, and nothing in it is of deployments that the database does not know."""
+    try:
+        states = [cluster_state(name) for name in clusters.names()]
+    except DatabaseError as error:
+        raise Trouble(f"the database cannot say which clusters there are ({error}): run `make up`") from error
+    for state in states:
+        if state.silence:
+            raise Trouble(
+                f"cluster {state.name} does not answer ({state.silence}): mend it, or give its new kubeconfig "
+                "by `manage.py cluster add`"
+            )
+        if state.orphans:
+            raise Trouble(
+                f"cluster {state.name} holds {len(state.orphans)} objects of our tenants that the database does not "
+                f"know: see `manage.py cluster orphans {state.name}`"
+            )
+    return ", ".join(f"{state.name} {state.nodes} nodes" for state in states)
+
+
 def float_redis(environ: Environ) -> str:
     """Redis answers and is the one that the lender lent money to."""
     url = environ["REDIS_GATEWAY_URL"]
@@ -200,6 +223,7 @@ CHECKS: dict[str, Callable[[Environ], str]] = {
     "agent": agent,
     "database": database_roles,
     "migrations": migrations,
+    "clusters": regions,
     "redis": float_redis,
     "gateway": gateway,
     "meter": meter,

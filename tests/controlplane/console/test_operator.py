@@ -1,6 +1,7 @@
 """The operator's pages: across tenants for the operator's people, absent for everybody else."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -11,7 +12,10 @@ from billing.models import Invoice, Operation, Quarantine
 from billing.selectors import balance_for
 from billing.services import accounts_open, topup
 from controlplane.across import across_tenants
+from inference import clusters
 from inference.services import endpoint_create
+from k8s.cluster import Snapshot
+from k8s.desired import DEPLOYMENT_LABEL, TENANT_LABEL
 from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.money import PICO
@@ -190,6 +194,23 @@ def test_a_pool_shows_its_capacity_and_who_holds_it(operator, person, pool):
     page = operator.get("/operator/pools").content.decode()
     assert pool.name in page
     assert ids.encode(ids.ENDPOINT, endpoint.id) in page
+
+
+def test_the_pools_page_asks_every_cluster_on_demand(operator, person, pool, monkeypatch):
+    assert "does not answer" not in operator.get("/operator/pools").content.decode()
+    assert "no cluster" in operator.get("/operator/pools?clusters=check").content.decode()
+    left = workload(person.tenant.id)
+    monkeypatch.setattr(clusters, "cluster", lambda _: SimpleNamespace(list=lambda: Snapshot((left,), (), (), "1")))
+    page = operator.get("/operator/pools?clusters=check").content.decode()
+    assert "Deployment n/left" in page
+    assert f"manage.py cluster orphans {pool.cluster}" in page
+
+
+def workload(tenant_id):
+    """A Deployment of a tenant of ours, of a deployment that no row accounts for."""
+    marks = {TENANT_LABEL: ids.encode(ids.TENANT, tenant_id), DEPLOYMENT_LABEL: ids.encode(ids.DEPLOYMENT, uuid4())}
+    meta = {"name": "left", "namespace": "n", "labels": marks, "creationTimestamp": "2020-01-01T00:00:00Z"}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta}
 
 
 def test_what_is_not_well_is_on_the_health_page(operator):

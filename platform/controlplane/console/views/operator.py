@@ -152,8 +152,10 @@ def operation(request: TenantRequest, operation_id: UUID) -> HttpResponse:
 @require_safe
 @page
 def pools(request: TenantRequest) -> HttpResponse:
-    """Capacity, and who holds it."""
-    return show(request, "console/operator/pools.html", {"rows": reads.pool_rows()})
+    """Capacity, and who holds it; `?clusters=check` asks every cluster what is in it now."""
+    checked = request.GET.get("clusters") == "check"
+    clusters = reads.cluster_states() if checked else []
+    return show(request, "console/operator/pools.html", {"rows": reads.pool_rows(), "clusters": clusters})
 
 
 @require_safe

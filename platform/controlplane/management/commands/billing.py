@@ -11,6 +11,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 
 from billing import months, selectors
 from billing.access import access_invoice
@@ -99,9 +100,11 @@ def _moved(invoice: Invoice) -> str:
 
 
 def _price(options: Options) -> str:
-    """The file holds a sheet's body, as `kernel.pricing.Sheet.body` spells it."""
-    sheet = sheet_from_body(json.loads(options["file"].read_text()))
-    return sheet_publish(sheet=sheet, actor=options["actor"]).hex()
+    """The file holds a sheet's body, as `kernel.pricing.Sheet.body` spells it, or a list of them: all or none."""
+    found = json.loads(options["file"].read_text())
+    sheets = [sheet_from_body(body) for body in (found if isinstance(found, list) else [found])]
+    with transaction.atomic():
+        return "\n".join(sheet_publish(sheet=sheet, actor=options["actor"]).hex() for sheet in sheets)
 
 
 def _package(options: Options) -> str:
@@ -138,7 +141,8 @@ def _forget(options: Options) -> str:
 
 
 def _unrated(_: Options) -> str:
-    return "\n".join(f"{item.sku} {item.currency}: {', '.join(item.meters)}" for item in listings_unrated()) or "none"
+    lines = (f"{item.region} {item.sku} {item.currency}: {', '.join(item.meters)}" for item in listings_unrated())
+    return "\n".join(lines) or "none"
 
 
 def _standing(options: Options) -> str:
@@ -215,8 +219,8 @@ ACTS = {
         lambda o: _moved(invoice_void(invoice_id=o["invoice"], actor=o["actor"], reason=o["reason"])),
     ),
     "facts": Act("an invoice's rated events as CSV", ("invoice",), _facts),
-    "price": Act("publish a price sheet from a JSON file", ("file",), _price),
-    "unrated": Act("list what is offered without a price", (), _unrated),
+    "price": Act("publish the price sheets of a JSON file", ("file",), _price),
+    "unrated": Act("list what is offered without a price, by region", (), _unrated),
     "forget": Act("wait no longer for a gateway's boot whose disk is lost", ("gateway", "boot"), _forget),
     "quota": Act("set how much a tenant may hold", ("tenant", "resource", "limit"), _quota),
 }

@@ -66,11 +66,9 @@ class Command(BaseCommand):
 
     def _list(self, options: dict[str, Any]) -> None:
         for access in ClusterAccess.objects.order_by("name"):
-            try:
-                state = f"{len(clusters.cluster(access.name).list().nodes)} nodes"
-            except UnreachableError as error:
-                state = f"does not answer: {error}"
-            self.stdout.write(f"{access.name}  region {access.region}  {state}")
+            state = orphans.cluster_state(access.name)
+            said = f"does not answer: {state.silence}" if state.silence else f"{state.nodes} nodes"
+            self.stdout.write(f"{access.name}  region {access.region}  {said}")
             self._print(Pool.objects.filter(cluster=access.name).order_by("name"))
 
     def _orphans(self, options: dict[str, Any]) -> None:
