@@ -93,8 +93,11 @@ def test_every_recipe_passes_both(site, namespace):
         lambda spec: spec["containers"][0]["securityContext"].update(allowPrivilegeEscalation=True),
         lambda spec: spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
         lambda spec: spec.update(hostNetwork=True),
+        # What the runtime of one make takes: its recipes are refused in regions that tenants share.
+        lambda spec: spec.update(hostIPC=True),
+        lambda spec: spec["containers"][0]["securityContext"]["capabilities"].update(add=["SYS_NICE"]),
     ],
-    ids=["root", "escalation", "host path", "host network"],
+    ids=["root", "escalation", "host path", "host network", "host IPC", "capability"],
 )
 def test_the_namespace_refuses_pods_that_reach_out(site, namespace, loosen):
     pod = copy.deepcopy(pods_of(documents("cpu-local.yaml")[0])[0])
