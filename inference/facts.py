@@ -18,7 +18,7 @@ from inference.clock import database_now
 from inference.core import facts as encoding
 from inference.core.replicas import ALIVE, TO, Change, Life, follow, slot
 from inference.core.words import ReplicaState
-from inference.hints import hint
+from inference.hints import due_mark, hint
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Replica
 from k8s.cluster import Cluster, Snapshot
 from k8s.observe import Observed as Facts
@@ -28,6 +28,9 @@ from kernel import wire
 log = logging.getLogger(__name__)
 
 LONG_LISTING_S = 1.0
+# Deployments that are written in one transaction.
+AT_ONCE = 100
+_STANDING = Prefetch("replica_rows", Replica.objects.exclude(state=ReplicaState.GONE), to_attr="standing")
 
 
 def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
@@ -38,6 +41,12 @@ def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
     ClusterListing.objects.update_or_create(cluster=cluster_name, defaults={"listed_at": as_of})
     publish_pods(_live(cluster_name).filter(observed__isnull=False))
     return snapshot
+
+
+def listing_age_s(cluster_name: str) -> float:
+    """How long ago the last listing of a cluster began; infinite where there was none."""
+    listing = ClusterListing.objects.filter(cluster=cluster_name).first()
+    return (database_now() - listing.listed_at).total_seconds() if listing else float("inf")
 
 
 def rest_s(listing_s: float) -> float:
@@ -56,32 +65,21 @@ def record(
     """Record the facts of a cluster's deployments (of `only`, where given); what `seen` lacks holds nothing.
 
     `gone` names the pods known to have ended; None means that every pod absent from `seen` has. Facts that
-    stand already are not written again, but for one proof of life per serving pod and slot.
+    stand already are not written again, but for one proof of life per serving pod and slot. What there is for a
+    pass to act on is due.
     """
     listing = ClusterListing.objects.filter(cluster=cluster_name).first()
-    billed = Replica.objects.filter(serving_at__isnull=False).exclude(state=ReplicaState.GONE)
-    deployments = _live(cluster_name).prefetch_related(Prefetch("replica_rows", billed, to_attr="billed"))
+    deployments = _live(cluster_name).select_related("observed").prefetch_related(_STANDING)
     if only is not None:
         deployments = deployments.filter(id__in=only)
-    for deployment in deployments:
-        found = seen.get(deployment.id)
-        stored: Observed | None = getattr(deployment, "observed", None)
-        unchanged = stored is not None and stored.facts == (encoding.to_json(found) if found else None)
-        proven = all(row.alive_at and slot(row.alive_at) >= slot(as_of) for row in deployment.billed)
-        if unchanged and proven:
-            continue
-        is_news = _record_one(deployment.id, found, as_of, listing, gone)
-        if is_news is None:
-            continue
-        publish_pods(Deployment.objects.filter(id=deployment.id))
-        if is_news:
-            hint(deployment.endpoint_id)
+    unlike = [row.id for row in deployments if not _is_known(row, seen.get(row.id), as_of)]
+    for first in range(0, len(unlike), AT_ONCE):
+        _record(unlike[first : first + AT_ONCE], seen, as_of, listing, gone)
 
 
 def publish_pods(deployments: QuerySet[Deployment]) -> None:
     """Write the pods of deployments for the gateways; where they are unreachable the next sweep does it."""
-    standing = Prefetch("replica_rows", Replica.objects.exclude(state=ReplicaState.GONE), to_attr="standing")
-    found = deployments.select_related("endpoint", "observed").prefetch_related(standing)
+    found = deployments.select_related("endpoint", "observed").prefetch_related(_STANDING)
     try:
         ports.get().publish_pods({deployment.id: _pod_records(deployment) for deployment in found})
     except ports.Unavailable:
@@ -91,7 +89,7 @@ def publish_pods(deployments: QuerySet[Deployment]) -> None:
 def _pod_records(deployment: Deployment) -> list[wire.PodRecord]:
     """The pods of one deployment, with its `standing` replicas at hand."""
     states = {row.pod_uid: ReplicaState(row.state) for row in deployment.standing}  # type: ignore[attr-defined]
-    stored: Observed | None = getattr(deployment, "observed", None)
+    stored = _observed(deployment)
     facts = encoding.from_json(stored.facts) if stored and stored.facts else None
     return encoding.pod_records(facts, states, stopped=stopped_at(deployment.endpoint) is not None)
 
@@ -103,34 +101,49 @@ def stopped_at(endpoint: Endpoint) -> datetime | None:
 
 
 def _live(cluster_name: str) -> QuerySet[Deployment]:
-    live = Deployment.objects.filter(pool__cluster=cluster_name, carrier=None, endpoint__archived_at__isnull=True)
-    return live.select_related("endpoint", "observed")
+    return Deployment.objects.filter(pool__cluster=cluster_name, carrier=None, endpoint__archived_at__isnull=True)
 
 
-@transaction.atomic
-def _record_one(
-    deployment_id: UUID,
-    found: Facts | None,
+def _observed(deployment: Deployment) -> Observed | None:
+    return getattr(deployment, "observed", None)
+
+
+def _is_known(row: Deployment, found: Facts | None, as_of: datetime) -> bool:
+    """Whether these facts stand already, and each billed pod's life in this slot is proven."""
+    stored = _observed(row)
+    billed = [item for item in row.standing if item.serving_at]  # type: ignore[attr-defined]
+    proven = all(item.alive_at and slot(item.alive_at) >= slot(as_of) for item in billed)
+    return proven and stored is not None and stored.facts == (encoding.to_json(found) if found else None)
+
+
+def _record(
+    deployment_ids: Collection[UUID],
+    seen: Mapping[UUID, Facts],
     as_of: datetime,
     listing: ClusterListing | None,
     gone: Collection[UUID] | None,
-) -> bool | None:
-    """Whether there is something for a pass to act on; None where newer facts stand already."""
-    deployment = (
-        Deployment.objects.select_for_update(of=("self",)).select_related("endpoint", "pool").get(id=deployment_id)
-    )
-    stored = Observed.objects.filter(deployment=deployment).first()
-    if stored is not None and stored.observed_at >= as_of:
-        return None
-    has_turned = _follow_replicas(deployment, stored, found, as_of, listing, gone)
-    facts = encoding.to_json(found) if found else None
-    is_news = has_turned or stored is None or stored.facts != facts
-    if is_news:
-        Observed.objects.update_or_create(
-            deployment=deployment,
-            defaults={"tenant_id": deployment.tenant_id, "observed_at": as_of, "facts": facts},
+) -> None:
+    """Write what differs, publish its pods and mark its endpoints due; nothing where newer facts stand already."""
+    written, news, fresh = [], set(), []
+    with transaction.atomic():
+        rows = Deployment.objects.filter(id__in=deployment_ids).order_by("id").select_for_update(of=("self",))
+        for row in rows.select_related("endpoint", "pool", "observed").prefetch_related(_STANDING):
+            stored, found = _observed(row), seen.get(row.id)
+            if stored is not None and stored.observed_at >= as_of:
+                continue
+            written.append(row.id)
+            has_turned = _follow_replicas(row, stored, found, as_of, listing, gone)
+            facts = encoding.to_json(found) if found else None
+            if has_turned or stored is None or stored.facts != facts:
+                news.add(row.endpoint_id)
+                fresh.append(Observed(deployment=row, tenant_id=row.tenant_id, observed_at=as_of, facts=facts))
+        Observed.objects.bulk_create(
+            fresh, update_conflicts=True, unique_fields=["deployment"], update_fields=["observed_at", "facts"]
         )
-    return is_news
+    publish_pods(Deployment.objects.filter(id__in=written))
+    if news:
+        due_mark(news)
+        hint()
 
 
 def _follow_replicas(
@@ -145,7 +158,7 @@ def _follow_replicas(
     before = encoding.from_json(stored.facts) if stored and stored.facts else None
     earlier = {UUID(pod.uid): pod for pod in before.pods} if before else {}
     pods = {UUID(pod.uid): pod for pod in found.pods} if found else {}
-    rows = list(Replica.objects.filter(deployment=deployment).exclude(state=ReplicaState.GONE))
+    rows: list[Replica] = deployment.standing  # type: ignore[attr-defined]
     lives = [
         Life(
             row.pod_uid,
@@ -171,12 +184,13 @@ def _follow_replicas(
     serving_at = {row.pod_uid: row.serving_at for row in rows}
     for change in changes:
         _write(deployment, change, serving_at[change.pod_uid], as_of)
-    known = Replica.objects.filter(pod_uid__in=pods).values_list("pod_uid", flat=True)
-    Replica.objects.bulk_create(
-        Replica(pod_uid=uid, tenant_id=deployment.tenant_id, deployment=deployment)
-        for uid in set(pods) - set(known)
-        if not pods[uid].terminating
-    )
+    new = [uid for uid, pod in pods.items() if uid not in serving_at and not pod.terminating]
+    if new:
+        # One that is gone already stays so.
+        Replica.objects.bulk_create(
+            (Replica(pod_uid=uid, tenant_id=deployment.tenant_id, deployment=deployment) for uid in new),
+            ignore_conflicts=True,
+        )
     return any(change.fact != ALIVE for change in changes)
 
 

@@ -1,6 +1,6 @@
 """What inference asks of other rooms: callables that the composition root sets once, at start."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -45,7 +45,7 @@ class Ports:
     hold_place: HoldPlace
     reserved_hold_place: ReservedHoldPlace
     hold_close: HoldClose
-    route_project: Callable[[UUID], None]
+    route_project: Callable[[Collection[UUID]], None]
     route_remove: Callable[[UUID], None]
     publish_pods: Callable[[Mapping[UUID, Sequence[PodRecord]]], None]
     probe: Callable[[UUID, UUID], bool]

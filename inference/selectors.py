@@ -1,6 +1,6 @@
 """Reads of the inference room: endpoints with their phase, routes, the catalogue, pools."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -152,9 +152,12 @@ def endpoint_view(endpoint: Endpoint) -> EndpointView:
     )
 
 
-def route_list() -> list[wire.RouteRecord]:
-    """The routes of all live endpoints (system role): what the projection rebuilds Redis from."""
+def route_list(endpoint_ids: Collection[UUID] | None = None) -> list[wire.RouteRecord]:
+    """The routes of all live endpoints, or of those of these (system role), without those whose delete was asked
+    for or which the catalogue forgot."""
     live = _endpoints().select_related("tenant").filter(deletion_requested_at__isnull=True).order_by("id")
+    if endpoint_ids is not None:
+        live = live.filter(id__in=endpoint_ids)
     return [route for route in map(_route, live) if route is not None]
 
 
@@ -162,12 +165,6 @@ def endpoint_ids_live() -> set[str]:
     """Public ids of all endpoints that are to stay (system role)."""
     live = Endpoint.objects.filter(deletion_requested_at__isnull=True, archived_at__isnull=True)
     return {ids.encode(ids.ENDPOINT, found) for found in live.values_list("id", flat=True)}
-
-
-def route_get(endpoint_id: UUID) -> wire.RouteRecord | None:
-    """One live endpoint's route; None once its delete was asked for, or where the catalogue forgot it."""
-    found = _endpoints().select_related("tenant").filter(id=endpoint_id, deletion_requested_at__isnull=True).first()
-    return _route(found) if found else None
 
 
 def release_list(region: str) -> list[ReleaseView]:

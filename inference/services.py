@@ -1,7 +1,6 @@
 """Writes of customers' intent. Status is the reconciler's alone."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -272,4 +271,4 @@ def _announce(endpoint: Endpoint, actor: str, action: str, detail: Mapping[str, 
         action=action,
         detail={"endpoint_id": str(endpoint.id), "name": endpoint.name, **detail},
     )
-    transaction.on_commit(partial(hint, endpoint.id))
+    transaction.on_commit(hint)

@@ -1,4 +1,4 @@
-"""The sweep: read every cluster once, then pass over what is due. It alone is enough."""
+"""The sweep: read every cluster that nobody has read lately, then pass over what is due. It alone is enough."""
 
 import logging
 import time
@@ -10,49 +10,42 @@ from django.db.models import Exists, F, OuterRef, Q, Subquery
 from inference import clusters, facts
 from inference.clock import database_now
 from inference.core.words import Rung
+from inference.hints import due_mark
 from inference.models import Deployment, Endpoint
 from inference.orphans import orphans_sweep
-from inference.reconciler.run import reconcile
+from inference.reconciler.run import drain
 from k8s.cluster import UnreachableError
 from tenants.models import Standing
 
 log = logging.getLogger(__name__)
 
-# When this process lists a cluster again: a large one is not listed all the time.
-_rests_until: dict[str, float] = {}
+# A cluster that its watcher has listed so lately needs no other listing.
+WATCHED_S = 15.0
+# By cluster: how long this process took to list it.
+_took_s: dict[str, float] = {}
 
 
 def sweep() -> int:
-    """Facts of every cluster, then a pass over every due endpoint; how many passes were ours."""
+    """Facts of every cluster, then a pass over every due endpoint; how many endpoints they took."""
     for name in clusters.names():
-        if time.monotonic() < _rests_until.get(name, 0.0):
+        if facts.listing_age_s(name) < WATCHED_S + facts.rest_s(_took_s.get(name, 0.0)):
             continue
-        began = time.monotonic()
         try:
+            began_s = time.monotonic()
             cluster = clusters.cluster(name)
             orphans_sweep(cluster, facts.record_listing(name, cluster))
-            _rests_until[name] = time.monotonic() + facts.rest_s(time.monotonic() - began)
+            _took_s[name] = time.monotonic() - began_s
         except UnreachableError as error:
             log.warning("cluster %s does not answer, its facts stay as they are: %s", name, error)
-    return sum(_try(endpoint_id) for endpoint_id in due())
+    due_mark(list(due()))
+    return drain()
 
 
-def _try(endpoint_id: UUID) -> bool:
-    """One endpoint's pass; what breaks it stays its own and is tried again when its claim expires."""
-    try:
-        return reconcile(endpoint_id)
-    except Exception:
-        log.exception("the pass over endpoint %s broke", endpoint_id)
-        return False
+def due() -> Iterator[UUID]:
+    """Live endpoints whose intent, facts, tenant or carrier changed since their last pass, or whose time has come.
 
-
-def is_due(endpoint_id: UUID) -> bool:
-    """Whether a pass over it may find something to do; not while another has it."""
-    return any(due(id=endpoint_id))
-
-
-def due(**only: UUID) -> Iterator[UUID]:
-    """Live endpoints whose intent, facts, tenant or carrier changed since their last pass, or whose time has come."""
+    Whom somebody works on is not among them.
+    """
     now = database_now()
     changed_facts = Deployment.objects.filter(endpoint=OuterRef("id"), observed__isnull=False).filter(
         Q(decided_at__isnull=True) | Q(observed__observed_at__gt=F("decided_at"))
@@ -61,7 +54,7 @@ def due(**only: UUID) -> Iterator[UUID]:
     carrier_turned = Q(rung=Rung.RESERVED) & ~Q(serving=Subquery(of_carrier.values("serving")[:1]))
     stands_suspended = Q(tenant__standing=Standing.SUSPENDED)
     endpoints = (
-        Endpoint.objects.filter(archived_at__isnull=True, **only)
+        Endpoint.objects.filter(archived_at__isnull=True)
         .filter(Q(lock_until__isnull=True) | Q(lock_until__lt=now))
         .filter(
             ~Q(generation=F("observed_generation"))

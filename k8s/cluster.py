@@ -60,13 +60,12 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of one manifest; `changed` is False where the cluster held the same already.
+    """What became of one manifest.
 
     `owned` stands for the fields that are ours now (`k8s.ownership`), "" where there was an error.
     """
 
     ref: Ref
-    changed: bool
     error: Conflict | Invalid | Quota | Retry | None = None
     owned: str = ""
 
@@ -85,12 +84,13 @@ class Snapshot:
 class Change:
     """One object (ours, a pod or a node) as it is now, or, when `gone`, as it was last seen.
 
-    `version` is the point to go on from: `changes(change.version)`.
+    `version` is the point to go on from: `changes(change.version)`. `more` says that the next one came with it.
     """
 
     object: Object
     gone: bool
     version: str
+    more: bool = False
 
 
 class UnreachableError(Exception):

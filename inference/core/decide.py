@@ -18,6 +18,7 @@ from inference.core.words import Finalizer
 from k8s.cluster import Object
 from k8s.desired import SPEC_HASH_LABEL, WorkloadSpec, deployment_objects, tenant_objects
 
+_DOUBT_RETRY_S = 1
 _PROBE_RETRY_S = 2
 _ACTION_RETRY_S = 5
 _WATCH_RETRY_S = 15
@@ -197,7 +198,9 @@ def _apply(deployment: DeploymentRow, spec: WorkloadSpec) -> Iterator[Action]:
     objects = deployment_objects(spec, deployment.pool)
     manifests = json.dumps(tenant_objects(deployment.tenant, deployment.region) + objects, sort_keys=True)
     digest = hashlib.sha256(manifests.encode()).hexdigest()
-    if deployment.applied != digest or (deployment.fresh and _drifted(deployment, spec, objects[0])):
+    if deployment.applied != digest or (
+        (deployment.fresh or deployment.heard) and _drifted(deployment, spec, objects[0])
+    ):
         yield Apply(deployment.id, digest, manifests)
 
 
@@ -254,7 +257,7 @@ def _retry_s(row: EndpointRow, actions: list[Action], status: tuple[Condition, .
     if actions:
         return _WATCH_RETRY_S if all(isinstance(item, Reserve) for item in actions) else _ACTION_RETRY_S
     if all(item.status == c.TRUE for item in status):
-        return _ACTION_RETRY_S if any(item.in_doubt for item in row.deployments) else None
+        return _DOUBT_RETRY_S if any(item.in_doubt for item in row.deployments) else None
     if not any(row.wanted(item) for item in row.deployments) and all(item.is_empty for item in row.deployments):
         return None
     return _WATCH_RETRY_S

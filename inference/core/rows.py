@@ -43,9 +43,10 @@ class DeploymentRow:
     """One deployment with what it should run on and what was seen of it.
 
     `workload.replicas` is what the customer asked for. `applied` is the digest that the cluster last
-    accepted, PENDING during an attempt, DELETED after a delete, "" before the first. `fresh` says that the
-    facts are younger than that. `owned` stands for the fields that it then called ours. `weights_known` says that
-    the pool vouches for the weights. `nodes_free` counts whole nodes, where a replica spans several.
+    accepted, PENDING during an attempt, DELETED after a delete, "" before the first. `fresh` says that all facts
+    are younger than that, `heard` that a watch has told of something since. `owned` stands for the fields that
+    it then called ours. `weights_known` says that the pool vouches for the weights. `nodes_free` counts whole
+    nodes, where a replica spans several.
     """
 
     workload: WorkloadSpec | Absent
@@ -65,6 +66,7 @@ class DeploymentRow:
     pool_free: int
     nodes_free: int = 0
     owned: str = ""
+    heard: bool = False
 
     @property
     def id(self) -> UUID:
@@ -89,7 +91,7 @@ class DeploymentRow:
     @property
     def in_doubt(self) -> bool:
         """What was seen last differs from what the cluster accepted, and is too old to say that it drifted."""
-        return not self.fresh and (self.seen is None or self.seen.owned != self.owned)
+        return not (self.fresh or self.heard) and (self.seen is None or self.seen.owned != self.owned)
 
     @property
     def is_empty(self) -> bool:

@@ -1,55 +1,88 @@
-"""Claims: one worker at a time per endpoint, by a token that expires. No transaction stays open meanwhile."""
+"""Claims: one worker at a time per endpoint, by a token on a short lease. No transaction stays open meanwhile.
 
+A worker that lives renews its lease; what a killed one held is free again within LEASE.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from django.db.models import Q
+from django.db import Error, connection, transaction
+from django.db.models import Q, QuerySet
 
 from inference.clock import database_after
-from inference.models import Endpoint
+from inference.models import Deployment, Endpoint
 from kernel.ids import new_id
 
-# Longer than the slowest step between two renewals: an apply that times out, a probe.
-CLAIM = timedelta(seconds=120)
+log = logging.getLogger(__name__)
 
-
-class StaleClaim(Exception):
-    """The claim expired and another worker has the endpoint: drop every result."""
+LEASE, RENEW_S = timedelta(seconds=10), 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Proof that this worker may write the endpoint's status."""
+    """Proof that this worker may write the status of these endpoints: of each for as long as it bears the token."""
 
-    endpoint_id: UUID
     token: UUID
+    endpoint_ids: tuple[UUID, ...]
 
+    @property
+    def endpoints(self) -> QuerySet[Endpoint]:
+        """Those that are still ours."""
+        return Endpoint.objects.filter(id__in=self.endpoint_ids, lock_token=self.token)
+
+    @property
+    def deployments(self) -> QuerySet[Deployment]:
+        """The deployments of those."""
+        return Deployment.objects.filter(endpoint__in=self.endpoints)
+
+    def ours(self) -> set[UUID]:
+        """The ids of those that are still ours."""
+        return set(self.endpoints.values_list("id", flat=True))
+
+    def lock(self) -> dict[UUID, datetime | None]:
+        """Lock the rows that are still ours until the transaction ends, in the order of ids; when each is due."""
+        return dict(self.endpoints.order_by("id").select_for_update().values_list("id", "due_at"))
+
+    @transaction.atomic
     def renew(self) -> None:
-        """Hold it for another while. StaleClaim where it is lost."""
-        self.write(lock_until=database_after(CLAIM))
+        """Hold them for another while."""
+        self.endpoints.filter(id__in=self.lock()).update(lock_until=database_after(LEASE))
 
-    def write(self, **fields: Any) -> None:
-        """Write status columns of the endpoint, guarded by the token. StaleClaim where it is lost."""
-        if not Endpoint.objects.filter(id=self.endpoint_id, lock_token=self.token).update(**fields):
-            raise StaleClaim(str(self.endpoint_id))
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renewed from a thread for as long as this lasts."""
+        done = threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(done,), name="claim", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
 
-    def stands_at(self, generation: int) -> bool:
-        """Lock the row until the transaction ends, and say whether its intent is still that generation."""
-        self.renew()
-        return Endpoint.objects.filter(id=self.endpoint_id, generation=generation).exists()
+    def _keep(self, done: threading.Event) -> None:
+        while not done.wait(RENEW_S):
+            try:
+                self.renew()
+            except Error as error:
+                log.warning("a claim is not renewed: %s", error)
+            finally:
+                connection.close()
 
-    def release(self, **fields: Any) -> None:
-        """Write the last status and let go."""
-        self.write(lock_token=None, lock_until=None, **fields)
 
-
-def claim(endpoint_id: UUID) -> Claim | None:
-    """The endpoint's claim; None where it is archived or somebody works on it."""
+def claim(wanted: QuerySet[Endpoint], most: int) -> Claim:
+    """A claim on the first of `wanted` that nobody works on; those that are archived stay out."""
+    free = Q(lock_until__isnull=True) | Q(lock_until__lt=database_after(timedelta()))
     token = new_id()
-    free = Q(lock_token__isnull=True) | Q(lock_until__lt=database_after(timedelta()))
-    taken = Endpoint.objects.filter(free, id=endpoint_id, archived_at__isnull=True).update(
-        lock_token=token, lock_until=database_after(CLAIM)
-    )
-    return Claim(endpoint_id, token) if taken else None
+    with transaction.atomic():
+        rows = wanted.filter(free, archived_at__isnull=True).select_for_update(skip_locked=True, of=("self",))
+        found = rows.values_list("id", flat=True)[:most]
+        held = Claim(token, tuple(sorted(found)))
+        if held.endpoint_ids:
+            Endpoint.objects.filter(id__in=held.endpoint_ids).update(lock_token=token, lock_until=database_after(LEASE))
+    return held

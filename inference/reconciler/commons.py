@@ -2,33 +2,57 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from k8s.cluster import Applied, Cluster, Object, Ref
 from k8s.desired import DEPLOYMENT_LABEL
 
+# Applies several lists of objects, each in its order, beside each other.
+ApplyAll = Callable[[Cluster, Sequence[Sequence[Object]]], Sequence[Sequence[Applied]]]
+
 # By the client, and so by its credentials: name -> digest of the manifest that it accepted last, and what came of it.
 _held: WeakKeyDictionary[Cluster, dict[Ref, tuple[str, Applied]]] = WeakKeyDictionary()
 
 
-def apply(cluster: Cluster, objects: Sequence[Object], *, again: bool) -> list[Applied]:
-    """As Cluster.apply, without the shared objects that this process has had accepted as they are.
+def apply(
+    cluster: Cluster, wanted: Mapping[UUID, Sequence[Object]], apply_all: ApplyAll, *, again: Collection[UUID]
+) -> dict[UUID, list[Applied]]:
+    """Have each deployment's objects applied; results by deployment, of all of them.
 
-    `again` applies all of them: the cluster may hold something else by now. So does the next call after a fault.
+    Shared objects come first, each once, and not where this process has had them accepted as they are: unless the
+    deployment is one of `again`, for which the cluster may hold something else by now, or there was a fault since.
     """
     held = _held.setdefault(cluster, {})
-    digests = {Ref.of(item): _digest(item) for item in objects if DEPLOYMENT_LABEL not in item["metadata"]["labels"]}
-    known = {ref: held[ref][1] for ref, digest in digests.items() if ref in held and held[ref][0] == digest}
-    if again:
-        known = {}
-    results = [*known.values(), *cluster.apply([item for item in objects if Ref.of(item) not in known])]
-    if any(result.error is not None for result in results):
-        for ref in digests:
-            held.pop(ref, None)
-    else:
-        held.update({result.ref: (digests[result.ref], result) for result in results if result.ref in digests})
-    return results
+    shared: dict[str, dict[Ref, Object]] = {}
+    for deployment_id, objects in wanted.items():
+        for item in filter(_is_shared, objects):
+            ref = Ref.of(item)
+            if deployment_id in again or held.get(ref, ("",))[0] != _digest(item):
+                shared.setdefault(ref.namespace or ref.name, {})[ref] = item
+    common = {result.ref: result for result in chain(*apply_all(cluster, [[*of.values()] for of in shared.values()]))}
+    for ref, item in chain(*(of.items() for of in shared.values())):
+        held[ref] = _digest(item), common[ref]
+    own = apply_all(cluster, [[item for item in objects if not _is_shared(item)] for objects in wanted.values()])
+    found = {}
+    for (deployment_id, objects), results in zip(wanted.items(), own, strict=True):
+        refs = [Ref.of(item) for item in objects if _is_shared(item)]
+        found[deployment_id] = [*(held[ref][1] for ref in refs), *results]
+    for result in chain(*found.values()):
+        if result.error is not None:
+            _forget(held, result.ref.namespace or result.ref.name)
+    return found
+
+
+def _forget(held: dict[Ref, tuple[str, Applied]], namespace: str) -> None:
+    for ref in [ref for ref in held if namespace in (ref.namespace, ref.name)]:
+        del held[ref]
+
+
+def _is_shared(item: Object) -> bool:
+    return DEPLOYMENT_LABEL not in item["metadata"]["labels"]
 
 
 def _digest(item: Object) -> str:

@@ -1,13 +1,18 @@
-"""Rows to the values that `decide` reads."""
+"""Rows to the values that `decide` reads: for many endpoints by a handful of queries."""
 
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from django.db.models import Max
 
 from inference.catalogue_files import catalogue
+from inference.clock import database_now
 from inference.core import conditions
 from inference.core import facts as encoding
 from inference.core.catalogue import TPM_STEP
@@ -16,10 +21,16 @@ from inference.core.rows import Absent, DeploymentRow, EndpointRow, Fault, Repli
 from inference.core.words import ReplicaState, Rung
 from inference.core.workload import workload
 from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
+from inference.reconciler.claim import Claim
 from inference.selectors import nodes_free
 from k8s.desired import PoolBinding, RegionBinding, TenantSpec, WorkloadSpec
 from tenants.models import Standing
-from tenants.selectors import quota_limit
+from tenants.selectors import quota_limits
+
+log = logging.getLogger(__name__)
+
+# A watch that speaks of an object so long after our write tells of something newer than it.
+ECHO = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +43,18 @@ class Loaded:
     read_at: dict[UUID, datetime]
 
 
-def load(endpoint_id: UUID) -> Loaded:
-    """Everything that one pass needs, read without a lock."""
-    endpoint = Endpoint.objects.select_related("tenant").get(id=endpoint_id)
-    found = Deployment.objects.filter(endpoint=endpoint).select_related("pool", "observed", "carrier__endpoint")
-    deployments = list(found.order_by("id"))
-    if endpoint.rung == Rung.RESERVED:
-        return Loaded(_reserved_row(endpoint, deployments[0]), endpoint, {deployments[0].id: deployments[0]}, {})
-    row = EndpointRow(
-        id=endpoint.id,
-        generation=endpoint.generation,
-        observed_generation=endpoint.observed_generation,
-        stop=stop_of(endpoint),
-        deleting=endpoint.deletion_requested_at is not None,
-        routed=endpoint.routed,
-        conditions=conditions.from_json(endpoint.conditions),
-        deployments=tuple(_deployment_row(endpoint, item) for item in deployments),
-    )
-    read_at = {item.id: seen.observed_at for item in deployments if (seen := _observed(item)) is not None}
-    return Loaded(row, endpoint, {item.id: item for item in deployments}, read_at)
+def load(held: Claim, endpoint_ids: Collection[UUID]) -> Iterator[Loaded]:
+    """Everything that one pass over those of these that are still ours needs, read without a lock.
+
+    An endpoint whose rows make no sense is told of and left out.
+    """
+    endpoints = list(held.endpoints.filter(id__in=endpoint_ids).select_related("tenant").order_by("id"))
+    around = _Around(endpoints)
+    for endpoint in endpoints:
+        try:
+            yield around.loaded(endpoint)
+        except Exception:
+            log.exception("endpoint %s cannot be read", endpoint.id)
 
 
 def stop_of(endpoint: Endpoint) -> str:
@@ -58,6 +62,108 @@ def stop_of(endpoint: Endpoint) -> str:
     if endpoint.tenant.standing == Standing.SUSPENDED:
         return conditions.SUSPENDED
     return conditions.PAUSED if endpoint.paused_at else ""
+
+
+class _Around:
+    """The rows around some endpoints: each table is read once, for all of them."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._now = database_now()
+        ids = [endpoint.id for endpoint in endpoints]
+        self._deployments: dict[UUID, list[Deployment]] = defaultdict(list)
+        for item in Deployment.objects.filter(endpoint__in=ids).order_by("id"):
+            self._deployments[item.endpoint_id].append(item)
+        found = [item for items in self._deployments.values() for item in items]
+        deployment_ids = [item.id for item in found]
+        pools = Pool.objects.in_bulk({item.pool_id for item in found})
+        of = {endpoint.id: endpoint for endpoint in endpoints}
+        for item in found:
+            item.endpoint, item.pool = of[item.endpoint_id], pools[item.pool_id]
+        self._observed = Observed.objects.in_bulk(deployment_ids)
+        self._listed_at = dict(ClusterListing.objects.values_list("cluster", "listed_at"))
+        self._replicas: dict[UUID, list[ReplicaRow]] = defaultdict(list)
+        standing = Replica.objects.filter(deployment__in=deployment_ids).exclude(state=ReplicaState.GONE)
+        for pod in standing.order_by("pod_uid"):
+            row = ReplicaRow(pod.pod_uid, ReplicaState(pod.state), proven=pod.serving_at is not None)
+            self._replicas[pod.deployment_id].append(row)
+
+    def loaded(self, endpoint: Endpoint) -> Loaded:
+        """One endpoint of them."""
+        deployments = self._deployments[endpoint.id]
+        by_id = {item.id: item for item in deployments}
+        if endpoint.rung == Rung.RESERVED:
+            return Loaded(_reserved_row(endpoint, deployments[0]), endpoint, by_id, {})
+        row = EndpointRow(
+            id=endpoint.id,
+            generation=endpoint.generation,
+            observed_generation=endpoint.observed_generation,
+            stop=stop_of(endpoint),
+            deleting=endpoint.deletion_requested_at is not None,
+            routed=endpoint.routed,
+            conditions=conditions.from_json(endpoint.conditions),
+            deployments=tuple(self._deployment_row(endpoint, item) for item in deployments),
+        )
+        read_at = {item: seen.observed_at for item in by_id if (seen := self._observed.get(item)) is not None}
+        return Loaded(row, endpoint, by_id, read_at)
+
+    def _deployment_row(self, endpoint: Endpoint, deployment: Deployment) -> DeploymentRow:
+        pool, stored = deployment.pool, self._observed.get(deployment.id)
+        wanted = _workload(endpoint, deployment, pool)
+        spans = isinstance(wanted, WorkloadSpec) and wanted.nodes > 1
+        return DeploymentRow(
+            workload=wanted,
+            pool=_pool_binding(pool),
+            region=RegionBinding(name=endpoint.region),
+            tenant=self._tenant_spec(endpoint),
+            accelerators=deployment.accelerators,
+            paid=endpoint.rung != Rung.SHARED,
+            reserved=deployment.reserved,
+            held=deployment.held,
+            applied=deployment.applied,
+            fault=Fault(**deployment.fault) if deployment.fault else None,
+            fresh=self._is_fresh(deployment, pool, stored),
+            heard=self._is_heard(deployment, stored),
+            seen=encoding.from_json(stored.facts) if stored and stored.facts else None,
+            replicas=tuple(self._replicas[deployment.id]),
+            weights_known=pool.releases is not None and endpoint.release in pool.releases,
+            pool_free=pool.capacity - pool.reserved,
+            nodes_free=nodes_free(pool, catalogue().recipes[deployment.recipe].cards_per_node) if spans else 0,
+            owned=deployment.owned,
+        )
+
+    def _is_fresh(self, deployment: Deployment, pool: Pool, stored: Observed | None) -> bool:
+        """Whether the facts rest on a whole listing that began after the last attempt to change the cluster."""
+        if deployment.applied_at is None or stored is None:
+            return False
+        listed_at = self._listed_at.get(pool.cluster)
+        return listed_at is not None and listed_at > deployment.applied_at
+
+    def _is_heard(self, deployment: Deployment, stored: Observed | None) -> bool:
+        """Whether something was told of it after that attempt, and the attempt's own echo is over."""
+        if deployment.applied_at is None or stored is None:
+            return False
+        return stored.observed_at > deployment.applied_at and self._now > deployment.applied_at + ECHO
+
+    @cached_property
+    def _limits(self) -> Mapping[UUID, int]:
+        return quota_limits({endpoint.tenant_id for endpoint in self._endpoints}, "accelerators")
+
+    @cached_property
+    def _resource_names(self) -> Mapping[str, list[str]]:
+        names: dict[str, list[str]] = defaultdict(list)
+        pools = Pool.objects.filter(region__in={endpoint.region for endpoint in self._endpoints})
+        for region, name in pools.exclude(resource_name="").values_list("region", "resource_name"):
+            names[region].append(name)
+        return names
+
+    def _tenant_spec(self, endpoint: Endpoint) -> TenantSpec:
+        """The same for every deployment of a tenant in a region: the namespace's quota follows the tenant's."""
+        limit = self._limits.get(endpoint.tenant_id, 0)
+        # Twice, so that a replacement may start beside a pod that still serves or is ending; what a tenant may have
+        # in all is decided before, here the namespace stops what got past that.
+        resources: dict[Any, int] = dict.fromkeys(self._resource_names.get(endpoint.region, ()), 2 * limit)
+        return TenantSpec(tenant_id=endpoint.tenant_id, pods=2 * max(limit, 1), accelerators=resources)
 
 
 def _reserved_row(endpoint: Endpoint, deployment: Deployment) -> ReservedRow:
@@ -81,41 +187,8 @@ def _reserved_row(endpoint: Endpoint, deployment: Deployment) -> ReservedRow:
     )
 
 
-def _observed(deployment: Deployment) -> Observed | None:
-    return getattr(deployment, "observed", None)
-
-
-def _deployment_row(endpoint: Endpoint, deployment: Deployment) -> DeploymentRow:
-    pool, stored, wanted = deployment.pool, _observed(deployment), _workload(endpoint, deployment)
-    spans = isinstance(wanted, WorkloadSpec) and wanted.nodes > 1
-    return DeploymentRow(
-        workload=wanted,
-        pool=_pool_binding(pool),
-        region=RegionBinding(name=endpoint.region),
-        tenant=_tenant_spec(endpoint),
-        accelerators=deployment.accelerators,
-        paid=endpoint.rung != Rung.SHARED,
-        reserved=deployment.reserved,
-        held=deployment.held,
-        applied=deployment.applied,
-        fault=Fault(**deployment.fault) if deployment.fault else None,
-        fresh=_is_fresh(deployment, stored),
-        seen=encoding.from_json(stored.facts) if stored and stored.facts else None,
-        replicas=tuple(
-            ReplicaRow(item.pod_uid, ReplicaState(item.state), proven=item.serving_at is not None)
-            for item in Replica.objects.filter(deployment=deployment)
-            .exclude(state=ReplicaState.GONE)
-            .order_by("pod_uid")
-        ),
-        weights_known=pool.releases is not None and endpoint.release in pool.releases,
-        pool_free=pool.capacity - pool.reserved,
-        nodes_free=nodes_free(pool, catalogue().recipes[deployment.recipe].cards_per_node) if spans else 0,
-        owned=deployment.owned,
-    )
-
-
-def _workload(endpoint: Endpoint, deployment: Deployment) -> WorkloadSpec | Absent:
-    pool, known = deployment.pool, catalogue()
+def _workload(endpoint: Endpoint, deployment: Deployment, pool: Pool) -> WorkloadSpec | Absent:
+    known = catalogue()
     why = _absent(endpoint, deployment.recipe)
     if why:
         return Absent(deployment.id, deployment.replicas, why)
@@ -150,14 +223,6 @@ def _absent(endpoint: Endpoint, recipe: str) -> str:
     return f"{what} is no longer in the catalogue; delete the endpoint, or ask the operator to bring it back"
 
 
-def _is_fresh(deployment: Deployment, stored: Observed | None) -> bool:
-    """Whether the facts rest on a whole listing that began after the last attempt to change the cluster."""
-    if deployment.applied_at is None or stored is None:
-        return False
-    listing = ClusterListing.objects.filter(cluster=deployment.pool.cluster).first()
-    return listing is not None and listing.listed_at > deployment.applied_at
-
-
 def _pool_binding(pool: Pool) -> PoolBinding:
     return PoolBinding(
         name=pool.name,
@@ -169,13 +234,3 @@ def _pool_binding(pool: Pool) -> PoolBinding:
         weights_volume=pool.weights_volume,
         weights_mount=pool.weights_root,
     )
-
-
-def _tenant_spec(endpoint: Endpoint) -> TenantSpec:
-    """The same for every deployment of a tenant in a region: the namespace's quota follows the tenant's."""
-    limit = quota_limit(endpoint.tenant_id, "accelerators")
-    names = Pool.objects.filter(region=endpoint.region).exclude(resource_name="")
-    # Twice, so that a replacement may start beside a pod that still serves or is ending; what a tenant may have in
-    # all is decided before, here the namespace stops what got past that.
-    resources: dict[Any, int] = dict.fromkeys(names.values_list("resource_name", flat=True), 2 * limit)
-    return TenantSpec(tenant_id=endpoint.tenant_id, pods=2 * max(limit, 1), accelerators=resources)

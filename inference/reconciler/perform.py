@@ -1,7 +1,12 @@
-"""One action of a decision, done: the cluster outside a transaction, rows guarded by the claim."""
+"""What decisions ask for, done for many endpoints together: the cluster outside a transaction, rows under the claim."""
 
 import logging
-from functools import singledispatchmethod
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -14,15 +19,15 @@ from inference.core import decide as do
 from inference.core.replicas import FROM, TO
 from inference.core.rows import DELETED, PENDING, EndpointRow
 from inference.core.words import ReplicaState
-from inference.models import Deployment, Pool, Replica
+from inference.models import Deployment, Endpoint, Pool, Replica
 from inference.reconciler import commons
 from inference.reconciler.claim import Claim
 from inference.reconciler.load import Loaded
 from inference.selectors import nodes_free
 from inference.services import hold_deployment, hold_subject
 from k8s import observe
-from k8s.cluster import Applied, Invalid, Quota, Retry, UnreachableError
-from k8s.desired import WorkloadSpec, deployment_refs, sized_refs
+from k8s.cluster import Applied, Cluster, Invalid, Object, Quota, Ref, Retry, UnreachableError
+from k8s.desired import deployment_refs, sized_refs
 from k8s.ownership import combined
 from kernel.problems import Problem
 
@@ -33,162 +38,269 @@ MANIFEST_REFUSED, CLUSTER_UNREACHABLE, CREDIT_EXHAUSTED = (
     "ClusterUnreachable",
     "CreditExhausted",
 )
+# Calls at once to a cluster or a gateway, and for how long a slow one is asked for more.
+AT_ONCE, PATIENCE_S = 8, 10.0
+_LATER = Retry(5.0, "the cluster is slow to answer")
 
 
-class Performer:
-    """Performs actions of one pass. StaleClaim ends it; a refusal becomes the deployment's fault.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One action of one endpoint's decision."""
 
-    `after_s` is how long the cluster asked to be left alone.
+    loaded: Loaded
+    action: Any
+
+    @property
+    def endpoint_id(self) -> UUID:
+        """Whose it is."""
+        return self.loaded.endpoint.id
+
+    @property
+    def deployment(self) -> Deployment:
+        """What it is about, as loaded."""
+        return self.loaded.deployments[self.action.deployment_id]
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that one replica takes."""
+        rows = self.loaded.row.deployments if isinstance(self.loaded.row, EndpointRow) else ()
+        return next((getattr(row.workload, "nodes", 1) for row in rows if row.id == self.action.deployment_id), 1)
+
+
+def perform(held: Claim, jobs: Iterable[Job]) -> dict[UUID, float]:
+    """Do all of them, kind by kind; the next load sees what came of it. A refusal becomes the deployment's fault.
+
+    What is not ours any more is left alone, and what cannot be reached is left to the next pass. Returns the seconds
+    for which a cluster asked to be left alone, by endpoint.
     """
+    by_kind: dict[type, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_kind[type(job.action)].append(job)
+    after_s: dict[UUID, float] = {}
+    for kind, work in _WORK.items():
+        if kind in by_kind:
+            try:
+                after_s |= work(held, by_kind[kind]) or {}
+            except ports.Unavailable as error:
+                log.warning("%s: %s", kind.__name__, error)
+    return after_s
 
-    def __init__(self, claim: Claim, loaded: Loaded) -> None:
-        self.claim = claim
-        self.loaded = loaded
-        self.after_s = 0.0
 
-    @singledispatchmethod
-    def perform(self, action: Any) -> None:
-        """Do one action; the next load sees what came of it."""
-        raise TypeError(f"no way to perform {action!r}")
+def _remove_routes(held: Claim, jobs: Sequence[Job]) -> None:
+    ours = held.ours()
+    for job in jobs:
+        if job.endpoint_id in ours:
+            ports.get().route_remove(job.endpoint_id)
+            held.endpoints.filter(id=job.endpoint_id).update(routed="")
 
-    @perform.register
-    def _reserve(self, action: do.Reserve) -> None:
-        """Whole replicas alone, under the pool's row lock: two endpoints never share a card."""
-        with transaction.atomic():
-            self.claim.renew()
-            deployment = self._deployment(action.deployment_id)
-            pool = Pool.objects.select_for_update().get(id=deployment.pool_id)
-            current = Deployment.objects.select_for_update().get(id=deployment.id).reserved
-            share, step = action.accelerators, deployment.accelerators
-            if share > current:
-                room = max(0, pool.capacity - pool.reserved)
-                if (workload := self._workload(deployment.id)) is not None and workload.nodes > 1:
-                    cards = step // workload.nodes
-                    room = min(room, nodes_free(pool, cards) * cards)
-                share = current + min(share - current, room // step * step)
-            Deployment.objects.filter(id=deployment.id).update(reserved=share)
-            Pool.objects.filter(id=pool.id).update(reserved=pool.reserved + share - current)
 
-    @perform.register
-    def _place_hold(self, action: do.PlaceHold) -> None:
+def _program_routes(held: Claim, jobs: Sequence[Job]) -> None:
+    ports.get().route_project([job.endpoint_id for job in jobs])
+    by_word = defaultdict(list)
+    for job in jobs:
+        by_word[job.action.routed].append(job.endpoint_id)
+    for routed, endpoint_ids in by_word.items():
+        held.endpoints.filter(id__in=endpoint_ids).update(routed=routed)
+
+
+def _place_holds(held: Claim, jobs: Sequence[Job]) -> None:
+    for job in jobs:
         try:
             with transaction.atomic():
-                self.claim.renew()
-                deployment = Deployment.objects.select_related("endpoint", "pool").get(id=action.deployment_id)
-                hold_deployment(deployment)
-                self._update(deployment.id, held=True, fault=None)
+                if job.endpoint_id in held.lock():
+                    hold_deployment(job.deployment)
+                    _write([job.deployment], held=True, fault=None)
         except Problem as problem:
-            self._fail(action.deployment_id, CREDIT_EXHAUSTED, problem.detail)
+            _fail(held, {job.deployment: (CREDIT_EXHAUSTED, problem.detail)})
 
-    @perform.register
-    def _close_hold(self, action: do.CloseHold) -> None:
-        """Unless intent moved on meanwhile: a resume may have just placed the hold anew."""
+
+def _close_holds(held: Claim, jobs: Sequence[Job]) -> None:
+    """Unless intent moved on meanwhile: a resume may have just placed the hold anew."""
+    for job in jobs:
         with transaction.atomic():
-            if self.claim.stands_at(self.loaded.row.generation):
-                ports.get().hold_close(deployment_id=hold_subject(self._deployment(action.deployment_id)))
-                self._update(action.deployment_id, held=False)
+            ours = job.endpoint_id in held.lock()
+            if ours and Endpoint.objects.filter(id=job.endpoint_id, generation=job.loaded.row.generation).exists():
+                ports.get().hold_close(deployment_id=hold_subject(job.deployment))
+                _write([job.deployment], held=False)
 
-    @perform.register
-    def _apply(self, action: do.Apply) -> None:
-        deployment = self._deployment(action.deployment_id)
-        self._attempt(deployment.id)
-        try:
-            cluster = clusters.cluster(deployment.pool.cluster)
-            results = commons.apply(cluster, action.objects(), again=deployment.applied == action.digest)
-            error = next((item for item in results if item.error is not None), None)
+
+@transaction.atomic
+def _reserve(held: Claim, jobs: Sequence[Job]) -> None:
+    """Whole replicas alone, under the pools' row locks: two endpoints never share a card.
+
+    What spans nodes is written at once, as the next one of its kind reads which nodes are free.
+    """
+    ours = held.lock()
+    found = {job.deployment.id: job for job in jobs if job.endpoint_id in ours}
+    pool_ids = {job.deployment.pool_id for job in found.values()}
+    pools = {item.id: item for item in Pool.objects.filter(id__in=pool_ids).order_by("id").select_for_update()}
+    rows = {item.id: item for item in Deployment.objects.filter(id__in=found).order_by("id").select_for_update()}
+    for job in sorted(found.values(), key=lambda job: -job.nodes):
+        row = rows[job.deployment.id]
+        pool, share, step = pools[row.pool_id], job.action.accelerators, row.accelerators
+        if share > row.reserved:
+            room = max(0, pool.capacity - pool.reserved)
+            if job.nodes > 1:
+                cards = step // job.nodes
+                room = min(room, nodes_free(pool, cards) * cards)
+            share = row.reserved + min(share - row.reserved, room // step * step)
+        pool.reserved += share - row.reserved
+        row.reserved = share
+        if job.nodes > 1:
+            row.save(update_fields=["reserved"])
+    Deployment.objects.bulk_update(rows.values(), ["reserved"])
+    Pool.objects.bulk_update(pools.values(), ["reserved"])
+
+
+@transaction.atomic
+def _meter(held: Claim, jobs: Sequence[Job]) -> None:
+    """Under the claim, from one instant to the next: a reservation's facts neither overlap nor leave a gap."""
+    ours = held.lock()
+    for job in jobs:
+        if job.endpoint_id not in ours:
+            continue
+        row, ktpm = job.deployment, job.action.ktpm
+        at = max(job.action.at or database_now(), row.metered_at or job.loaded.endpoint.created_at)
+        if row.metered_ktpm:
+            publish_reserved(deployment=row, event=TO, ktpm=row.metered_ktpm, at=at)
+        if ktpm:
+            publish_reserved(deployment=row, event=FROM, ktpm=ktpm, at=at)
+        _write([row], metered_ktpm=ktpm, metered_at=at if ktpm else None)
+
+
+def _apply(held: Claim, jobs: Sequence[Job]) -> dict[UUID, float]:
+    after_s: dict[UUID, float] = {}
+    accepted: list[Deployment] = []
+    faults: dict[Deployment, tuple[str, str]] = {}
+    for cluster, found in _by_cluster(held, jobs, faults):
+        wanted = {job.deployment.id: job.action.objects() for job in found}
+        again = {job.deployment.id for job in found if job.deployment.applied == job.action.digest}
+        results = commons.apply(cluster, wanted, _apply_all, again=again)
+        for job in found:
+            row, own = job.deployment, results[job.deployment.id]
+            error = next((item for item in own if item.error is not None), None)
             if error is not None:
-                self.after_s = error.error.after_s if isinstance(error.error, Retry) else 0.0
-                self._fail(deployment.id, *_fault(error))
-                return
-            kept = {item.ref: item.owned for item in results}
-            if deployment.applied:
-                surplus = [ref for ref in sized_refs(deployment.tenant_id, deployment.id) if ref not in kept]
+                faults[row] = _fault(error)
+                after_s[job.endpoint_id] = error.error.after_s if isinstance(error.error, Retry) else 0.0
+                continue
+            kept = {item.ref: item.owned for item in own}
+            surplus = [ref for ref in sized_refs(row.tenant_id, row.id) if ref not in kept] if row.applied else []
+            try:
                 cluster.delete(surplus, grace_s=None)
-        except UnreachableError as silence:
-            self._fail(deployment.id, CLUSTER_UNREACHABLE, str(silence))
-            return
-        self.claim.renew()
-        accepted = {"applied": action.digest, "owned": combined(kept), "applied_at": database_now()}
-        self._update(deployment.id, **accepted, fault=None)
+            except UnreachableError as silence:
+                faults[row] = (CLUSTER_UNREACHABLE, str(silence))
+                continue
+            row.applied, row.owned = job.action.digest, combined(kept)
+            accepted.append(row)
+    _accept(held, accepted)
+    _fail(held, faults)
+    return after_s
 
-    @perform.register
-    def _delete(self, action: do.DeleteWorkload) -> None:
-        deployment = self._deployment(action.deployment_id)
-        self._attempt(deployment.id)
+
+def _delete(held: Claim, jobs: Sequence[Job]) -> None:
+    accepted: list[Deployment] = []
+    faults: dict[Deployment, tuple[str, str]] = {}
+
+    def delete(cluster: Cluster, row: Deployment) -> str:
         try:
-            clusters.cluster(deployment.pool.cluster).delete(
-                deployment_refs(deployment.tenant_id, deployment.id), grace_s=None
-            )
+            cluster.delete(deployment_refs(row.tenant_id, row.id), grace_s=None)
         except UnreachableError as error:
-            self._fail(deployment.id, CLUSTER_UNREACHABLE, str(error))
-            return
-        self.claim.renew()
-        self._update(deployment.id, applied=DELETED, applied_at=database_now(), fault=None)
+            return str(error)
+        return ""
 
-    @perform.register
-    def _probe(self, action: do.Probe) -> None:
-        """Customers reach the pod, and its bill begins, from the token that came through the gateway."""
-        self.claim.renew()
-        if not ports.get().probe(action.deployment_id, action.pod_uid):
-            return
-        with transaction.atomic():
-            self.claim.renew()
-            now = database_now()
-            unproven = Replica.objects.filter(pod_uid=action.pod_uid, serving_at__isnull=True)
-            proven = unproven.exclude(state=ReplicaState.GONE).update(
-                state=ReplicaState.SERVING, serving_at=now, alive_at=now
-            )
-            deployment = Deployment.objects.select_related("endpoint", "pool").get(id=action.deployment_id)
-            if proven:
-                publish_fact(deployment=deployment, pod_uid=action.pod_uid, event=FROM, at=now, from_at=now)
-        facts.publish_pods(Deployment.objects.filter(id=deployment.id))
+    for cluster, found in _by_cluster(held, jobs, faults):
+        rows = [job.deployment for job in found]
+        silences = _beside(partial(delete, cluster), rows, late=_LATER.message)
+        said = zip(rows, silences, strict=True)
+        faults |= {row: (CLUSTER_UNREACHABLE, silence) for row, silence in said if silence}
+        accepted += [row for row in rows if row not in faults]
+    for row in accepted:
+        row.applied = DELETED
+    _accept(held, accepted)
+    _fail(held, faults)
 
-    @perform.register
-    def _meter(self, action: do.Meter) -> None:
-        """Under the claim, from one instant to the next: a reservation's facts neither overlap nor leave a gap."""
-        with transaction.atomic():
-            self.claim.renew()
-            deployment = Deployment.objects.select_related("endpoint").get(id=action.deployment_id)
-            at = max(action.at or database_now(), deployment.metered_at or deployment.endpoint.created_at)
-            if deployment.metered_ktpm:
-                publish_reserved(deployment=deployment, event=TO, ktpm=deployment.metered_ktpm, at=at)
-            if action.ktpm:
-                publish_reserved(deployment=deployment, event=FROM, ktpm=action.ktpm, at=at)
-            self._update(deployment.id, metered_ktpm=action.ktpm, metered_at=at if action.ktpm else None)
 
-    @perform.register
-    def _program_route(self, action: do.ProgramRoute) -> None:
-        self.claim.renew()
-        ports.get().route_project(self.claim.endpoint_id)
-        self.claim.write(routed=action.routed)
+def _probe(held: Claim, jobs: Sequence[Job]) -> None:
+    """Customers reach a pod, and its bill begins, from the token that came through the gateway."""
+    answers = _beside(lambda job: ports.get().probe(job.deployment.id, job.action.pod_uid), jobs, late=False)
+    with transaction.atomic():
+        ours, now = held.lock(), database_now()
+        asked = {job.action.pod_uid: job for job, said in zip(jobs, answers, strict=True) if said}
+        asked = {uid: job for uid, job in asked.items() if job.endpoint_id in ours}
+        unproven = Replica.objects.filter(pod_uid__in=asked, serving_at__isnull=True).exclude(state=ReplicaState.GONE)
+        proven = list(unproven.order_by("pod_uid").select_for_update().values_list("pod_uid", flat=True))
+        serves = {"state": ReplicaState.SERVING, "serving_at": now, "alive_at": now}
+        Replica.objects.filter(pod_uid__in=proven).update(**serves)
+        for uid in proven:
+            publish_fact(deployment=asked[uid].deployment, pod_uid=uid, event=FROM, at=now, from_at=now)
+    facts.publish_pods(Deployment.objects.filter(id__in={job.deployment.id for job in asked.values()}))
 
-    @perform.register
-    def _remove_route(self, action: do.RemoveRoute) -> None:
-        self.claim.renew()
-        ports.get().route_remove(self.claim.endpoint_id)
-        self.claim.write(routed="")
 
-    def _deployment(self, deployment_id: UUID) -> Deployment:
-        return self.loaded.deployments[deployment_id]
+# In the order in which a decision puts them.
+_WORK: Mapping[type, Callable[[Claim, Sequence[Job]], dict[UUID, float] | None]] = {
+    do.RemoveRoute: _remove_routes,
+    do.ProgramRoute: _program_routes,
+    do.PlaceHold: _place_holds,
+    do.Reserve: _reserve,
+    do.Meter: _meter,
+    do.Apply: _apply,
+    do.DeleteWorkload: _delete,
+    do.Probe: _probe,
+    do.CloseHold: _close_holds,
+}
 
-    def _workload(self, deployment_id: UUID) -> WorkloadSpec | None:
-        """What a deployment runs; None where nobody can say any more, and for a reservation, which runs nothing."""
-        rows = self.loaded.row.deployments if isinstance(self.loaded.row, EndpointRow) else ()
-        found = next((row.workload for row in rows if row.id == deployment_id), None)
-        return found if isinstance(found, WorkloadSpec) else None
 
-    def _attempt(self, deployment_id: UUID) -> None:
-        """Say that the cluster may hold something from here on, before it does."""
-        self.claim.renew()
-        self._update(deployment_id, applied=PENDING, applied_at=database_now())
+def _by_cluster(
+    held: Claim, jobs: Sequence[Job], faults: dict[Deployment, tuple[str, str]]
+) -> list[tuple[Cluster, list[Job]]]:
+    """Jobs by the cluster they go to, once their rows say that it may hold something from here on."""
+    attempt = {"applied": PENDING, "applied_at": database_now()}
+    held.deployments.filter(id__in=[job.deployment.id for job in jobs]).update(**attempt)
+    ours = held.ours()
+    by_name: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        if job.endpoint_id in ours:
+            by_name[job.deployment.pool.cluster].append(job)
+    found = []
+    for name, there in by_name.items():
+        try:
+            found.append((clusters.cluster(name), there))
+        except UnreachableError as silence:
+            faults |= {job.deployment: (CLUSTER_UNREACHABLE, str(silence)) for job in there}
+    return found
 
-    def _fail(self, deployment_id: UUID, reason: str, message: str) -> None:
-        log.warning("deployment %s: %s: %s", deployment_id, reason, message)
-        self.claim.renew()
-        self._update(deployment_id, fault={"reason": reason, "message": message})
 
-    def _update(self, deployment_id: UUID, **fields: Any) -> None:
-        Deployment.objects.filter(id=deployment_id).update(**fields)
+def _apply_all(cluster: Cluster, lists: Sequence[Sequence[Object]]) -> list[Sequence[Applied]]:
+    late = [[Applied(Ref.of(item), _LATER) for item in objects] for objects in lists]
+    done = _beside(cluster.apply, lists, late=None)
+    return [results if results is not None else later for results, later in zip(done, late, strict=True)]
+
+
+def _beside(call: Callable[[Any], Any], items: Sequence[Any], *, late: Any) -> list[Any]:
+    """The call's result for each item, several at a time; `late` for those that have not begun within PATIENCE_S."""
+    until_s = time.monotonic() + PATIENCE_S
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda item: call(item) if time.monotonic() < until_s else late, items))
+
+
+def _write(rows: Iterable[Deployment], **fields: Any) -> None:
+    Deployment.objects.filter(id__in=[row.id for row in rows]).update(**fields)
+
+
+def _accept(held: Claim, rows: Sequence[Deployment]) -> None:
+    """Record what the cluster has accepted: `applied` and `owned` of the rows, which are set already."""
+    with transaction.atomic():
+        ours, now = held.lock(), database_now()
+        for row in rows:
+            row.applied_at, row.fault = now, None
+        kept = [row for row in rows if row.endpoint_id in ours]
+        Deployment.objects.bulk_update(kept, ["applied", "owned", "applied_at", "fault"])
+
+
+def _fail(held: Claim, faults: Mapping[Deployment, tuple[str, str]]) -> None:
+    for row, (reason, message) in faults.items():
+        log.warning("deployment %s: %s: %s", row.id, reason, message)
+        held.deployments.filter(id=row.id).update(fault={"reason": reason, "message": message})
 
 
 def _fault(result: Applied) -> tuple[str, str]:

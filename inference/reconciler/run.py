@@ -1,88 +1,141 @@
-"""A pass: claim, load, decide, act, load again until nothing new is to be done, record."""
+"""A pass: claim, load, decide, act, load again until nothing new is to be done, record. Many endpoints at once."""
 
 import logging
-from datetime import datetime, timedelta
-from typing import Any
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from uuid import UUID
 
-from django.db import models, transaction
+from django.db import transaction
+from django.db.models import F, Q
 
-from inference import ports
-from inference.clock import database_now
+from inference.clock import database_after, database_now
 from inference.core import conditions, reserved
-from inference.core.decide import Action, Decision, decide
+from inference.core.decide import Action, Decision, Probe, decide
 from inference.core.reserved import ReservedRow
 from inference.core.rows import EndpointRow
+from inference.hints import FOLD_S, hint
 from inference.models import Deployment, Endpoint
-from inference.reconciler.claim import Claim, StaleClaim, claim
+from inference.reconciler.claim import Claim, claim
 from inference.reconciler.load import Loaded, load
-from inference.reconciler.perform import Performer
+from inference.reconciler.perform import Job, perform
 
 log = logging.getLogger(__name__)
 
+# Endpoints that one pass takes together, and for how long a worker goes on before it lets other tasks have a turn.
+AT_ONCE, DRAIN_S = 50, 5.0
 # Far above what any decision needs; a decision that never settles is left to the next pass.
 MAX_STEPS = 16
+# A retry this close is asked for at once; the sweep comes too late for it.
+SOON_S = 2.0
+
+_STATUS = ("observed_generation", "suspended", "conditions", "serving", "finalizers", "due_at", "archived_at")
 
 
-def reconcile(endpoint_id: UUID) -> bool:
-    """One pass over an endpoint; True where it was ours to make. What it leaves undone is due again."""
-    held = claim(endpoint_id)
-    if held is None:
-        return False
-    try:
-        _record(held, *_settle(held))
-    except StaleClaim:
-        log.warning("endpoint %s: the claim expired, the result is dropped", endpoint_id)
-    return True
+def drain() -> int:
+    """Passes over all that is due, for DRAIN_S at most; how many endpoints they took."""
+    taken, until_s = 0, time.monotonic() + DRAIN_S
+    now = database_after(timedelta())
+    while True:
+        moved = ~Q(generation=F("observed_generation"))
+        due = Endpoint.objects.filter(moved | Q(due_at__lte=now) | Q(lock_until__lt=now)).order_by("due_at", "id")
+        held = claim(due, AT_ONCE)
+        if not held.endpoint_ids:
+            return taken
+        _pass(held)
+        taken += len(held.endpoint_ids)
+        if time.monotonic() > until_s:
+            hint()
+            return taken
+        if len(held.endpoint_ids) < AT_ONCE:
+            time.sleep(FOLD_S)
 
 
-def _settle(held: Claim) -> tuple[Loaded, Decision, float]:
-    """Act until a decision holds nothing that this pass has not tried; the seconds that a cluster asked for."""
-    tried: set[Action] = set()
-    after_s = 0.0
-    for _ in range(MAX_STEPS):
-        loaded = load(held.endpoint_id)
-        decision = _decide(loaded.row)
-        fresh = [action for action in decision.actions if action not in tried]
-        if not fresh:
-            break
-        performer = Performer(held, loaded)
-        for action in fresh:
-            tried.add(action)
-            try:
-                performer.perform(action)
-            except ports.Unavailable as error:
-                log.warning("endpoint %s: %s: %s", held.endpoint_id, type(action).__name__, error)
-        after_s = max(after_s, performer.after_s)
-    return loaded, decision, after_s
+def reconcile(*endpoint_ids: UUID) -> int:
+    """One pass over these, due or not; how many of them were ours to take. What it leaves undone is due again."""
+    held = claim(Endpoint.objects.filter(id__in=endpoint_ids), len(endpoint_ids))
+    _pass(held)
+    return len(held.endpoint_ids)
+
+
+def _pass(held: Claim) -> None:
+    """Each endpoint is let go as soon as a decision about it holds nothing that this pass has not tried.
+
+    Probes come last: they take as long as an engine's first token, and nobody else waits for that.
+    """
+    tried: dict[UUID, set[Action]] = defaultdict(set)
+    after_s: dict[UUID, float] = {}
+    left = set(held.endpoint_ids)
+    with held.kept():
+        for step in range(MAX_STEPS):
+            settled, jobs = [], []
+            for loaded, decision in _decided(held, left):
+                fresh = [action for action in decision.actions if action not in tried[loaded.endpoint.id]]
+                if fresh and step < MAX_STEPS - 1:
+                    jobs += [Job(loaded, action) for action in fresh]
+                else:
+                    settled.append((loaded, decision))
+            if settled:
+                _record(held, settled, after_s)
+            left = {job.endpoint_id for job in jobs}
+            if not left:
+                return
+            jobs = [job for job in jobs if not isinstance(job.action, Probe)] or jobs
+            for job in jobs:
+                tried[job.endpoint_id].add(job.action)
+            after_s |= perform(held, jobs)
+
+
+def _decided(held: Claim, endpoint_ids: Iterable[UUID]) -> Iterator[tuple[Loaded, Decision]]:
+    for loaded in load(held, set(endpoint_ids)):
+        try:
+            yield loaded, _decide(loaded.row)
+        except Exception:
+            log.exception("nothing can be decided about endpoint %s", loaded.endpoint.id)
 
 
 def _decide(row: EndpointRow | ReservedRow) -> Decision:
     return reserved.decide(row) if isinstance(row, ReservedRow) else decide(row)
 
 
-def _record(held: Claim, loaded: Loaded, decision: Decision, after_s: float) -> None:
-    endpoint, now = loaded.endpoint, database_now()
-    retry_s = None if decision.retry_s is None else max(decision.retry_s, after_s)
-    status: dict[str, Any] = {
-        "observed_generation": endpoint.generation,
-        "suspended": loaded.row.stop == conditions.SUSPENDED,
-        "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
-        "serving": decision.serving,
-        "finalizers": list(decision.finalizers),
-        "due_at": _due_at(endpoint, None if retry_s is None else now + timedelta(seconds=retry_s)),
-    }
-    if decision.archived:
-        status["archived_at"] = now
+def _record(held: Claim, settled: list[tuple[Loaded, Decision]], after_s: dict[UUID, float]) -> None:
+    """Write the status of those that are still ours, and let them go."""
+    now, changed, decided, soonest_s = database_now(), [], [], None
     with transaction.atomic():
-        held.release(**status)
-        for deployment_id, read_at in loaded.read_at.items():
-            if loaded.deployments[deployment_id].decided_at != read_at:
-                Deployment.objects.filter(id=deployment_id).update(decided_at=read_at)
-
-
-def _due_at(read: Endpoint, at: datetime | None) -> models.Case:
-    """The next pass, unless somebody asked for an earlier one since the row was read."""
-    unasked = models.Q(due_at=read.due_at) if read.due_at else models.Q(due_at__isnull=True)
-    then = models.Value(at, models.DateTimeField())
-    return models.Case(models.When(unasked, then=then), default=models.F("due_at"))
+        ours = held.lock()
+        kept = [(loaded, decision) for loaded, decision in settled if loaded.endpoint.id in ours]
+        for loaded, decision in kept:
+            endpoint = loaded.endpoint
+            retry_s = None if decision.retry_s is None else max(decision.retry_s, after_s.get(endpoint.id, 0.0))
+            if retry_s is not None and retry_s <= SOON_S:
+                soonest_s = min(retry_s, soonest_s or retry_s)
+            before = {name: getattr(endpoint, name) for name in _STATUS}
+            # Somebody may have asked for an earlier pass since the row was read.
+            is_asked = ours[endpoint.id] != endpoint.due_at
+            status = {
+                "observed_generation": endpoint.generation,
+                "suspended": loaded.row.stop == conditions.SUSPENDED,
+                "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
+                "serving": decision.serving,
+                "finalizers": list(decision.finalizers),
+                "due_at": ours[endpoint.id] if is_asked else now + timedelta(seconds=retry_s) if retry_s else None,
+                "archived_at": now if decision.archived else None,
+            }
+            if status != before:
+                for name, value in status.items():
+                    setattr(endpoint, name, value)
+                changed.append(endpoint)
+            for deployment_id, read_at in loaded.read_at.items():
+                row = loaded.deployments[deployment_id]
+                if row.decided_at != read_at:
+                    row.decided_at = read_at
+                    decided.append(row)
+        Endpoint.objects.bulk_update(changed, _STATUS)
+        Deployment.objects.bulk_update(decided, ["decided_at"])
+        let_go = [loaded.endpoint.id for loaded, _ in kept]
+        Endpoint.objects.filter(id__in=let_go).update(lock_token=None, lock_until=None)
+    if len(kept) < len(settled):
+        log.warning("claims on %d endpoints expired, their results are dropped", len(settled) - len(kept))
+    if soonest_s is not None:
+        hint(in_s=soonest_s)

@@ -1,6 +1,7 @@
 """`Cluster` on a real Kubernetes API server."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from k8s.client import kinds, rights
@@ -10,7 +11,7 @@ from k8s.client.kinds import Kind
 from k8s.client.watches import follow
 from k8s.cluster import Applied, Change, Invalid, Object, Ref, Retry, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
-from k8s.ownership import FIELD_MANAGER, decided, ours, owned
+from k8s.ownership import FIELD_MANAGER, ours, owned
 
 _ABSENT = 404
 _CONFLICT = 409
@@ -47,7 +48,7 @@ class KubernetesCluster:
                     continue
                 except UnreachableError as error:
                     silence = Retry(RETRY_S, str(error))
-            results.append(Applied(_ref(item), False, silence))
+            results.append(Applied(_ref(item), silence))
         return results
 
     def delete(self, refs: Iterable[Ref], *, grace_s: int | None) -> None:
@@ -89,18 +90,23 @@ class KubernetesCluster:
         listed_at, nodes = self._nodes_at
         known: dict[str, Object | None] = dict(nodes) if listed_at == since else {}
         there = {kind: version for kind, version in versions.items() if version}
-        for kind, event in follow(self._connection, there, timeout_s):
-            item = event["object"]
-            versions[kind] = item["metadata"]["resourceVersion"]
-            if event["type"] == "BOOKMARK":
-                continue
-            gone = event["type"] == "DELETED"
-            if kind is kinds.NODE:
-                name, now = item["metadata"]["name"], None if gone else _lasting(item)
-                if now is not None and known.get(name) == now:
+        for events in follow(self._connection, there, timeout_s):
+            found = []
+            for kind, event in events:
+                item = event["object"]
+                versions[kind] = item["metadata"]["resourceVersion"]
+                if event["type"] == "BOOKMARK":
                     continue
-                known[name] = now
-            yield Change(_plain(kind, item), gone, _encode(versions))
+                gone = event["type"] == "DELETED"
+                if kind is kinds.NODE:
+                    name, now = item["metadata"]["name"], None if gone else _lasting(item)
+                    if now is not None and known.get(name) == now:
+                        continue
+                    known[name] = now
+                found.append(Change(_plain(kind, item), gone, _encode(versions), more=True))
+            if found:
+                yield from found[:-1]
+                yield replace(found[-1], more=False)
 
     def log(self, pod: Ref, lines: int) -> str:
         """As Cluster.log; of the engine's last start alone."""
@@ -126,20 +132,18 @@ class KubernetesCluster:
             raise UnreachableError(f"the namespace kube-system cannot be read: {error}") from error
 
     def _apply(self, item: Object, dry_run: bool) -> Applied:
-        """One object. The read before the write tells whether the write changed anything."""
         ref = _ref(item)
         kind = kinds.kind_of(ref)
         if kind is None:
-            return Applied(ref, False, Invalid(f"{ref}: Moorage does not deal with {ref.api_version} {ref.kind}"))
+            return Applied(ref, Invalid(f"{ref}: Moorage does not deal with {ref.api_version} {ref.kind}"))
         query = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
         if dry_run:
             query["dryRun"] = "All"
         try:
-            before = self._get(kind, ref)
             after = self._connection.call("PATCH", kind.path(ref), query=query, body=item, content_type=APPLY)
         except RefusedError as error:
-            return Applied(ref, False, classify(error.status, error.message, error.retry_after_s))
-        return Applied(ref, before is None or decided(before) != decided(after), owned=owned(after))
+            return Applied(ref, classify(error.status, error.message, error.retry_after_s))
+        return Applied(ref, owned=owned(after))
 
     def _get(self, kind: Kind, ref: Ref) -> Object | None:
         try:

@@ -17,8 +17,9 @@ _SILENCE_S = 10.0
 _Item = tuple[Kind, Object] | UnreachableError | None
 
 
-def follow(connection: Connection, since: Mapping[Kind, str], timeout_s: float) -> Iterator[tuple[Kind, Object]]:
-    """Watch events (bookmarks among them) of every kind after its version, for `timeout_s` at most.
+def follow(connection: Connection, since: Mapping[Kind, str], timeout_s: float) -> Iterator[list[tuple[Kind, Object]]]:
+    """Watch events (bookmarks among them) of every kind after its version, for `timeout_s` at most: at each turn
+    all that have come meanwhile.
 
     Ends at once when a version is too old for the server. UnreachableError where a watch breaks.
     """
@@ -27,12 +28,14 @@ def follow(connection: Connection, since: Mapping[Kind, str], timeout_s: float) 
     watches = [_Watch(connection, kind, version, timeout_s, arrived) for kind, version in since.items()]
     try:
         while (left_s := end_at - time.monotonic()) > 0:
-            item = arrived.get(timeout=left_s)
-            if item is None:
+            items = [arrived.get(timeout=left_s)]
+            while not arrived.empty():
+                items.append(arrived.get())
+            yield [item for item in items if isinstance(item, tuple)]
+            if ends := [item for item in items if not isinstance(item, tuple)]:
+                if isinstance(ends[0], UnreachableError):
+                    raise ends[0]
                 return
-            if isinstance(item, UnreachableError):
-                raise item
-            yield item
     except queue.Empty:
         pass
     finally:

@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -48,7 +49,7 @@ class LocalCluster:
                 results.extend(_apply(turn, item) for item in wanted)
         except (OSError, BrokenFileError) as error:
             fault = Retry(_RETRY_S, str(error))
-            return [Applied(_ref(item), False, fault) for item in wanted]
+            return [Applied(_ref(item), fault) for item in wanted]
         return results
 
     def delete(self, refs: Iterable[Ref], *, grace_s: int | None) -> None:
@@ -84,7 +85,9 @@ class LocalCluster:
                     batch = self._store.since(seen)
                     if batch is None:
                         return
-                    yield from copy.deepcopy(batch)
+                    *others, last = copy.deepcopy(batch)
+                    yield from (replace(change, more=True) for change in others)
+                    yield last
                     seen = version
                 time.sleep(_POLL_S)
         except (OSError, BrokenFileError) as error:
@@ -116,15 +119,15 @@ def _apply(turn: Transaction, item: Object) -> Applied:
     try:
         item = json.loads(json.dumps(item))
     except TypeError as error:
-        return Applied(ref, False, Invalid(f"{ref} is not JSON: {error}"))
+        return Applied(ref, Invalid(f"{ref} is not JSON: {error}"))
     fault = admission.refusal(item) or admission.missing_namespace(item, turn.items)
     if fault:
-        return Applied(ref, False, Invalid(f"{ref}: {fault}"))
+        return Applied(ref, Invalid(f"{ref}: {fault}"))
     current = turn.items.get(ref)
     if current is None:
         meta = {"uid": str(uuid4()), "creationTimestamp": instant(datetime.now(UTC)), "generation": 1}
         turn.put({**item, "metadata": item["metadata"] | meta})
-        return Applied(ref, True, owned=owned(item))
+        return Applied(ref, owned=owned(item))
     return _update(turn, ref, current, item)
 
 
@@ -139,20 +142,20 @@ def _update(turn: Transaction, ref: Ref, current: Object, item: Object) -> Appli
     meta, known = item["metadata"], current["metadata"]
     for key in ("uid", "resourceVersion"):
         if key in meta and meta[key] != known[key]:
-            return Applied(ref, False, Conflict(f"{ref}: {key} is {known[key]}, not {meta[key]}"))
+            return Applied(ref, Conflict(f"{ref}: {key} is {known[key]}, not {meta[key]}"))
     body, known_body = decided(item), decided(current)
     if body == known_body:
-        return Applied(ref, False, owned=owned(current))
+        return Applied(ref, owned=owned(current))
     spec, known_spec = body.get("spec", {}), known_body.get("spec", {})
     if ref.kind == "Deployment" and spec["selector"] != known_spec["selector"]:
-        return Applied(ref, False, Invalid(f"{ref}: spec.selector may not change"))
+        return Applied(ref, Invalid(f"{ref}: spec.selector may not change"))
     server = {key: known[key] for key in SERVER_METADATA if key in known}
     server["generation"] += spec != known_spec
     fresh = {**body, "metadata": body["metadata"] | server}
     if "status" in current:
         fresh["status"] = current["status"]
     turn.put(fresh)
-    return Applied(ref, True, owned=owned(fresh))
+    return Applied(ref, owned=owned(fresh))
 
 
 def _delete(turn: Transaction, ref: Ref, grace_s: int | None) -> None:

@@ -5,7 +5,7 @@ enough: it rebuilds an empty Redis and sets the epoch, without which gateways ad
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from uuid import UUID
@@ -133,13 +133,13 @@ def spend_forget(*whose: str) -> None:
     client().delete(*[wire.spend(one, wire.month(utcnow())) for one in whose])
 
 
-def project_route(endpoint_id: UUID) -> None:
-    """Write one endpoint's route; one whose delete was asked for is left to `remove_route`."""
-    record = inference.route_get(endpoint_id)
-    if record is None:
-        return
+def project_routes(endpoint_ids: Collection[UUID]) -> None:
+    """Write the routes of endpoints; those whose delete was asked for are left to `remove_route`."""
     try:
-        _write_route(client(), record)
+        with client().pipeline(transaction=False) as pipe:
+            for record in inference.route_list(endpoint_ids):
+                _write_route(pipe, record)
+            pipe.execute()
     except redis.RedisError as error:
         raise Unavailable(f"the gateways' Redis: {error}") from error
 

@@ -12,7 +12,7 @@ def connect() -> None:
             hold_place=billing.hold_place,
             reserved_hold_place=billing.reserved_hold_place,
             hold_close=billing.hold_close,
-            route_project=projection.project_route,
+            route_project=projection.project_routes,
             route_remove=projection.remove_route,
             publish_pods=projection.publish_pods,
             probe=probe.probe,

@@ -5,7 +5,7 @@ import threading
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -14,7 +14,7 @@ from inference.clock import database_now
 from inference.core.words import Phase
 from inference.facts import record_listing
 from inference.models import Endpoint, Pool
-from inference.reconciler.run import reconcile
+from inference.reconciler.run import drain, reconcile
 from inference.selectors import endpoint_view
 from inference.services import endpoint_delete, endpoint_pause, endpoint_resume, endpoint_scale
 from k8s.desired import name_of
@@ -131,7 +131,7 @@ def test_a_lost_node_makes_the_endpoint_degraded_and_its_return_heals_it(site, p
 def test_a_watcher_repairs_what_somebody_scaled_within_two_seconds(site, pool, endpoint, monkeypatch):
     site.start(berth(0))
     reaches(site, pool, endpoint, Phase.RUNNING)
-    at_once = SimpleNamespace(send_task=lambda _, args, **__: reconcile(UUID(args[0])))
+    at_once = SimpleNamespace(send_task=lambda *_, **__: drain())
     monkeypatch.setattr(hints, "current_app", at_once)
     monkeypatch.setattr(watcher, "FOLLOW_S", 4.0)
     tenant_id = endpoint.tenant_id

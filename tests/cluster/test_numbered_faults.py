@@ -13,8 +13,8 @@ from django.core.management import call_command
 from inference import clusters, facts, orphans, watcher
 from inference.clock import database_now
 from inference.core.words import Phase
-from inference.models import Deployment, Endpoint, Pool
-from inference.reconciler.perform import Performer
+from inference.models import Endpoint, Pool
+from inference.reconciler import perform
 from inference.reconciler.run import reconcile
 from inference.selectors import endpoint_view
 from inference.services import endpoint_delete, endpoint_scale
@@ -180,13 +180,11 @@ def test_fault_31_a_silent_watch_ends_in_time_and_the_next_list_has_the_change(
 def test_fault_32_a_worker_that_died_after_its_write_leaves_an_object_that_the_next_pass_adopts(
     pool, site, endpoint, monkeypatch
 ):
-    def dies(self, deployment_id, **fields):
-        if "owned" in fields:
-            raise SystemExit
-        Deployment.objects.filter(id=deployment_id).update(**fields)
+    def dies(*_):
+        raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(Performer, "_update", dies)
+        patch.setattr(perform, "_accept", dies)
         with pytest.raises(SystemExit):
             step(pool, endpoint)
     [before] = workloads(site, endpoint)

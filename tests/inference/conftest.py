@@ -7,10 +7,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from inference import clusters, hints, ports
+from inference import clusters, hints, ports, sweep
 from inference.clock import database_now
 from inference.facts import record_listing
 from inference.models import Endpoint, Pool
+from inference.reconciler import run
 from inference.reconciler.run import reconcile
 from inference.services import endpoint_create
 from kernel import wire
@@ -50,9 +51,9 @@ class Neighbours:
     def hold_close(self, *, deployment_id):
         self.closed.append(deployment_id)
 
-    def route_project(self, endpoint_id):
+    def route_project(self, endpoint_ids):
         self._hear()
-        self.routes.append(endpoint_id)
+        self.routes.extend(endpoint_ids)
 
     def route_remove(self, endpoint_id):
         self._hear()
@@ -88,6 +89,9 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> Iterator[Neighbours]:
     )
     send = SimpleNamespace(send_task=lambda name, args, **_: found.hints.append(args[0]))
     monkeypatch.setattr(hints, "current_app", send)
+    monkeypatch.setattr(hints, "_sent_at_s", {})
+    for module in (hints, run):
+        monkeypatch.setattr(module, "FOLD_S", 0.0)
     yield found
     ports._ports[:] = before
 
@@ -120,6 +124,7 @@ def harbour(database: None, neighbours: Neighbours, monkeypatch: pytest.MonkeyPa
     """A CPU pool of six in region `here` that holds the test model; its endpoints end with the test."""
     name = f"scripted-{uuid4().hex[:8]}"
     cluster = ScriptedCluster()
+    monkeypatch.setattr(sweep, "WATCHED_S", 0.0)
     monkeypatch.setattr(clusters, "cluster", lambda asked: cluster if asked == name else ScriptedCluster())
     image = "engine.moorage.local/vllm-cpu"
     pool = Pool.objects.create(

@@ -28,11 +28,10 @@ class ScriptedCluster:
         results = []
         for item in objects:
             ref = Ref.of(item)
-            changed = self.objects.get(ref) != item
-            if self.fault is None and changed:
+            if self.fault is None and self.objects.get(ref) != item:
                 self.objects[ref] = copy.deepcopy(item)
                 self.writes += 1
-            results.append(Applied(ref, changed and self.fault is None, self.fault, owned(item)))
+            results.append(Applied(ref, self.fault, owned(item)))
         return results
 
     def delete(self, refs: Iterable[Ref], *, grace_s: int | None) -> None:

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from inference.reconciler.commons import apply
+from inference.reconciler import commons
 from k8s.cluster import Invalid
 from k8s.desired import RegionBinding, TenantSpec, deployment_objects, tenant_objects
 from tests.inference.scripted import ScriptedCluster
@@ -33,15 +33,25 @@ def cluster():
 
 def wanted(number=1, pods=4):
     tenant = TenantSpec(tenant_id=TENANT, pods=pods)
-    return tenant_objects(tenant, RegionBinding(name="here")) + deployment_objects(
-        spec(deployment_id=UUID(int=number)), POOL
+    objects = deployment_objects(spec(deployment_id=UUID(int=number)), POOL)
+    return {UUID(int=number): tenant_objects(tenant, RegionBinding(name="here")) + objects}
+
+
+def apply(cluster, objects, *, again):
+    """As a pass has it: the results of all, in one list."""
+    done = commons.apply(
+        cluster,
+        objects,
+        lambda cluster, lists: [cluster.apply(items) for items in lists],
+        again=objects if again else (),
     )
+    return [result for results in done.values() for result in results]
 
 
 def test_a_second_deployment_brings_itself_alone_and_is_told_of_all(cluster):
     first = apply(cluster, wanted(1), again=False)
     second = apply(cluster, wanted(2), again=False)
-    assert cluster.calls == [[*SHARED, "Deployment"], ["Deployment"]]
+    assert cluster.calls == [SHARED, ["Deployment"], ["Deployment"]]
     shared = {result.ref: result.owned for result in first if result.ref.kind in SHARED}
     assert shared.items() <= {result.ref: result.owned for result in second}.items()
     assert len(second) == len(first)
@@ -50,13 +60,13 @@ def test_a_second_deployment_brings_itself_alone_and_is_told_of_all(cluster):
 def test_what_has_changed_since_is_applied(cluster):
     apply(cluster, wanted(pods=4), again=False)
     apply(cluster, wanted(pods=8), again=False)
-    assert cluster.calls[1] == ["ResourceQuota", "Deployment"]
+    assert cluster.calls[2:] == [["ResourceQuota"], ["Deployment"]]
 
 
 def test_a_repair_applies_everything(cluster):
     apply(cluster, wanted(), again=False)
     apply(cluster, wanted(), again=True)
-    assert cluster.calls[1] == [*SHARED, "Deployment"]
+    assert cluster.calls[2:] == [SHARED, ["Deployment"]]
 
 
 def test_after_a_fault_everything_is_applied(cluster):
@@ -65,11 +75,17 @@ def test_after_a_fault_everything_is_applied(cluster):
     apply(cluster, wanted(), again=False)
     cluster.fault = None
     apply(cluster, wanted(), again=False)
-    assert cluster.calls == [[*SHARED, "Deployment"], ["Deployment"], [*SHARED, "Deployment"]]
+    assert cluster.calls == [SHARED, ["Deployment"], ["Deployment"], SHARED, ["Deployment"]]
 
 
 def test_another_client_of_the_same_cluster_is_asked_anew(cluster):
     apply(cluster, wanted(), again=False)
     other = Recorder()
     apply(other, wanted(), again=False)
-    assert other.calls == [[*SHARED, "Deployment"]]
+    assert other.calls == [SHARED, ["Deployment"]]
+
+
+def test_what_several_deployments_share_is_applied_once(cluster):
+    results = apply(cluster, wanted(1) | wanted(2), again=False)
+    assert cluster.calls == [SHARED, ["Deployment"], ["Deployment"]]
+    assert len(results) == 2 * (len(SHARED) + 1)

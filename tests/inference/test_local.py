@@ -21,7 +21,7 @@ from inference.clock import database_now
 from inference.core.words import Phase
 from inference.models import Deployment, Endpoint, Pool
 from inference.pools import CPU_ACCELERATOR, LOCAL_POOL, capacity, pool_ensure_local
-from inference.reconciler.run import reconcile
+from inference.reconciler.run import drain, reconcile
 from inference.selectors import endpoint_view
 from inference.services import endpoint_delete
 from k8s.local.cluster import LocalCluster
@@ -107,7 +107,8 @@ def worker(neighbours) -> Callable[[], None]:
 
     def work() -> None:
         while neighbours.hints:
-            reconcile(neighbours.hints.pop(0))
+            neighbours.hints.clear()
+            drain()
 
     return work
 

@@ -16,7 +16,7 @@ from inference.core.words import Finalizer, Phase
 from inference.models import Deployment, Endpoint, Replica
 from inference.reconciler.run import reconcile
 from inference.refusals import check_tpm
-from inference.selectors import carrier_of, endpoint_get, endpoint_view, release_list, route_get
+from inference.selectors import carrier_of, endpoint_get, endpoint_view, release_list, route_list
 from inference.services import (
     endpoint_delete,
     endpoint_pause,
@@ -74,7 +74,7 @@ def test_a_reservation_rides_on_the_shared_engines_under_a_name_of_its_own(harbo
     reconcile(endpoint.id)
     assert phase(endpoint) is Phase.RUNNING
     assert neighbours.routes[-1] == endpoint.id
-    record = route_get(endpoint.id)
+    [record] = route_list([endpoint.id])
     carrier = Deployment.objects.get(endpoint=shared)
     assert (record.tpm, record.shared, record.served_name) == (3000, False, "tiny-deepseek")
     assert [(d.deployment_id, d.sku) for d in record.deployments] == [(str(carrier.id), "tiny-deepseek:reserved")]
@@ -183,7 +183,7 @@ def test_more_and_less_hold_at_once_and_billing_is_told_without_a_gap(shared, te
     assert neighbours.held[endpoint.id] == 5
     assert (endpoint.generation, endpoint.spec) == (2, {"tpm": 8000})
     reconcile(endpoint.id)
-    assert route_get(endpoint.id).tpm == 8000
+    assert route_list([endpoint.id])[0].tpm == 8000
     endpoint_reserve(endpoint=endpoint, actor="test", tpm=2000)
     reconcile(endpoint.id)
     assert facts(endpoint) == [("from", 3), ("to", 3), ("from", 8), ("to", 8), ("from", 2)]
@@ -269,7 +269,7 @@ def test_a_suspended_tenants_reservation_ends_and_comes_back_with_its_standing(s
     sweep()
     assert phase(endpoint) is Phase.SUSPENDED
     assert "top up" in endpoint_view(endpoint).message
-    assert route_get(endpoint.id).running is False
+    assert route_list([endpoint.id])[0].running is False
     assert neighbours.closed == [endpoint.id]
     assert endpoint.id not in set(due())
     standing_set(tenant_id=tenant.id, standing=Standing.ACTIVE, actor="test")
