@@ -1,6 +1,7 @@
 """What may be asked for: every refusal names the field, the limit and the way out. Nothing is written here."""
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -109,9 +110,12 @@ def check_accelerators(tenant_id: UUID, more: int) -> None:
 
 def berth_of(release: Release, region: str, replicas: int, accelerator: str | None) -> dict[str, Any]:
     """Columns of a deployment with engines of its own."""
-    placement = _place(release, region, replicas, accelerator)
-    pool, recipe = Pool.objects.get(region=region, name=placement.pool.name), placement.recipe  # type: ignore[union-attr]
+    pools = list(Pool.objects.all())
+    placement = _place(release, pools, region, replicas, accelerator)
+    chosen, recipe = placement.pool, placement.recipe
+    assert chosen is not None
     assert recipe is not None
+    pool = next(pool for pool in pools if (pool.region, pool.name) == (region, chosen.name))
     return {"pool": pool, "recipe": recipe.id, "replicas": replicas, "accelerators": recipe.cards}
 
 
@@ -195,11 +199,11 @@ def check_recipe(deployment: Deployment, recipe_id: str) -> None:
         )
 
 
-def _place(release: Release, region: str, replicas: int, accelerator: str | None) -> Placement:
+def _place(release: Release, pools: Iterable[Pool], region: str, replicas: int, accelerator: str | None) -> Placement:
     placement = place(
         catalogue(),
         release,
-        [pool_facts(pool) for pool in Pool.objects.all()],
+        [pool_facts(pool) for pool in pools],
         region=region,
         replicas=max(replicas, 1),
         accelerator=accelerator,

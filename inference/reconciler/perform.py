@@ -23,6 +23,7 @@ from inference.models import Deployment, Endpoint, Pool, Replica
 from inference.reconciler import commons
 from inference.reconciler.claim import Claim
 from inference.reconciler.load import Loaded
+from inference.rows import update_each
 from inference.selectors import nodes_free
 from inference.services import hold_deployment, hold_subject
 from k8s import observe
@@ -148,8 +149,8 @@ def _reserve(held: Claim, jobs: Sequence[Job]) -> None:
         row.reserved = share
         if job.nodes > 1:
             row.save(update_fields=["reserved"])
-    Deployment.objects.bulk_update(rows.values(), ["reserved"])
-    Pool.objects.bulk_update(pools.values(), ["reserved"])
+    update_each(rows.values(), ["reserved"])
+    update_each(pools.values(), ["reserved"])
 
 
 @transaction.atomic
@@ -294,7 +295,7 @@ def _accept(held: Claim, rows: Sequence[Deployment]) -> None:
         for row in rows:
             row.applied_at, row.fault = now, None
         kept = [row for row in rows if row.endpoint_id in ours]
-        Deployment.objects.bulk_update(kept, ["applied", "owned", "applied_at", "fault"])
+        update_each(kept, ["applied", "owned", "applied_at", "fault"])
 
 
 def _fail(held: Claim, faults: Mapping[Deployment, tuple[str, str]]) -> None:

@@ -16,10 +16,11 @@ from inference.core.decide import Action, Decision, Probe, decide
 from inference.core.reserved import ReservedRow
 from inference.core.rows import EndpointRow
 from inference.hints import FOLD_S, hint
-from inference.models import Deployment, Endpoint
+from inference.models import Endpoint
 from inference.reconciler.claim import Claim, claim
 from inference.reconciler.load import Loaded, load
 from inference.reconciler.perform import Job, perform
+from inference.rows import update_each
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +132,8 @@ def _record(held: Claim, settled: list[tuple[Loaded, Decision]], after_s: dict[U
                 if row.decided_at != read_at:
                     row.decided_at = read_at
                     decided.append(row)
-        Endpoint.objects.bulk_update(changed, _STATUS)
-        Deployment.objects.bulk_update(decided, ["decided_at"])
+        update_each(changed, _STATUS)
+        update_each(decided, ["decided_at"])
         let_go = [loaded.endpoint.id for loaded, _ in kept]
         Endpoint.objects.filter(id__in=let_go).update(lock_token=None, lock_until=None)
     if len(kept) < len(settled):

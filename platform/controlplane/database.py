@@ -13,6 +13,8 @@ from psycopg import sql
 from controlplane.secrets import role_password
 
 ROLES = ("owner", "web", "system", "auditor")
+# No transaction of ours waits so long between two statements.
+HUNG_MS = 15_000
 
 
 def django_config(url: str, role: str, secret: str) -> dict[str, Any]:
@@ -34,7 +36,11 @@ def django_config(url: str, role: str, secret: str) -> dict[str, Any]:
         "PASSWORD": parts.password or role_password(secret, role),
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"pool": {"min_size": 1, "max_size": 8, "timeout": 10}},
+        "OPTIONS": {
+            "pool": {"min_size": 1, "max_size": 8, "timeout": 10},
+            # A process that hangs in a transaction must not hold its rows from all others.
+            "options": f"-c idle_in_transaction_session_timeout={HUNG_MS}",
+        },
     }
 
 

@@ -87,8 +87,18 @@ def test_a_drifted_field_is_repaired_within_two_seconds_and_a_foreign_one_surviv
     assert stored["metadata"]["annotations"]["example.com/cost-centre"] == "42"
 
 
+def test_a_second_drift_right_after_a_repair_is_repaired_as_soon(product, endpoint):
+    rests(product, endpoint)
+    before = ours(product, endpoint)
+    path = product.site.path(product.tenant_id, "deployments", name_of(endpoint))
+    for _ in range(2):
+        product.site.admin.call("PATCH", path, body={"spec": {"replicas": 0}}, content_type=STRATEGIC)
+        until(lambda: ours(product, endpoint) == before, 5)
+
+
 @pytest.mark.parametrize("name", ["image", "quota"])
 def test_the_sweep_alone_repairs_what_drifted(product, endpoint, name):
+    rests(product, endpoint)
     watcher = product.moorage.pid("watcher")
     os.kill(watcher, signal.SIGSTOP)
     try:

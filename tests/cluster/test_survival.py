@@ -20,8 +20,8 @@ pytestmark = pytest.mark.cluster
 VICTIMS = ("worker", "watcher", "beat", "scheduler")
 # About what an endpoint takes from its create to its first token.
 KILLED_WITHIN_S = 3.0
-# What a killed worker had claimed is free after two minutes, and who was killed often is started half a minute later.
-CONVERGED_WITHIN_S = 300.0
+# What a killed worker had claimed is free after ten seconds, and who was killed often is started half a minute later.
+CONVERGED_WITHIN_S = 120.0
 names = count()
 
 
