@@ -126,7 +126,9 @@ def _record(
     """Write what differs, publish its pods and mark its endpoints due; nothing where newer facts stand already."""
     written, news, fresh = [], set(), []
     with transaction.atomic():
-        rows = Deployment.objects.filter(id__in=deployment_ids).order_by("id").select_for_update(of=("self",))
+        rows = Deployment.objects.filter(id__in=deployment_ids).order_by("id")
+        # Read once they are locked: whom we waited for has just written what is joined to them.
+        list(rows.select_for_update().values_list("id"))
         for row in rows.select_related("endpoint", "pool", "observed").prefetch_related(_STANDING):
             stored, found = _observed(row), seen.get(row.id)
             if stored is not None and stored.observed_at >= as_of:

@@ -734,6 +734,29 @@ def test_older_facts_never_replace_newer_ones(harbour, tenant):
     assert phase(endpoint) is Phase.RUNNING
 
 
+def test_older_facts_that_wait_for_newer_ones_do_not_replace_them(harbour, tenant):
+    endpoint = create(tenant)
+    harbour.settle(endpoint)
+    rows = Deployment.objects.filter(endpoint=endpoint)
+    older, is_locked = database_now(), threading.Event()
+
+    def write_newer() -> None:
+        with as_role("system"), transaction.atomic():
+            rows.select_for_update().get()
+            is_locked.set()
+            time.sleep(0.3)
+            Observed.objects.filter(deployment__endpoint=endpoint).update(observed_at=database_now())
+        connection.close()
+
+    other = threading.Thread(target=write_newer)
+    other.start()
+    is_locked.wait()
+    record(harbour.pool.cluster, {}, as_of=older)
+    other.join()
+    assert Observed.objects.get(deployment__endpoint=endpoint).facts is not None
+    assert Replica.objects.get(deployment__endpoint=endpoint).state == ReplicaState.SERVING
+
+
 def test_a_lagging_watch_ends_no_pod_that_it_was_not_told_about(harbour, tenant):
     endpoint = create(tenant)
     harbour.settle(endpoint)
