@@ -154,7 +154,7 @@ def _advance(row: EndpointRow, deployment: DeploymentRow) -> Iterator[Action]:
         yield PlaceHold(deployment.id)
     run = _runnable(row, deployment)
     spec = replace(deployment.workload, generation=row.generation, replicas=run)
-    is_update = bool(run) and _runs_something_else(deployment, spec)
+    is_update = bool(run and deployment.pods) and _runs_something_else(deployment, spec)
     share = _share(deployment, wanted, is_update=is_update)
     if share != deployment.reserved:
         yield Reserve(deployment.id, share)

@@ -90,15 +90,20 @@ def _store(
     who: Principal, key: str, route: str, fingerprint: bytes, response: Response, shown_once: str | None
 ) -> None:
     body = {**response.data, shown_once: None} if shown_once else response.data
-    Idempotency.objects.update_or_create(
+    row = Idempotency(
         tenant_id=who.tenant_id,
         principal=who.name,
         key=key,
-        defaults={
-            "route": route,
-            "fingerprint": fingerprint,
-            "status": response.status_code,
-            "body": body,
-            "expires_at": utcnow() + KEPT,
-        },
+        route=route,
+        fingerprint=fingerprint,
+        status=response.status_code,
+        body=body,
+        expires_at=utcnow() + KEPT,
+    )
+    # An answer that is replayed no more may still be there; the key is locked.
+    Idempotency.objects.bulk_create(
+        [row],
+        update_conflicts=True,
+        unique_fields=["tenant", "principal", "key"],
+        update_fields=["route", "fingerprint", "status", "body", "expires_at"],
     )
