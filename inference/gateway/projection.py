@@ -1,11 +1,13 @@
 """Reads what the control plane projected into Redis: keys, routes, replicas, prices. Kept for a second.
 
-A key record is kept longer: the admission script compares its version on every request.
+A key record is kept longer: the admission script compares its version on every request. What a later read finds
+unchanged is not parsed anew, so a request costs the same however many tenants and endpoints there are.
 """
 
 import json
 import time
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 from inference.gateway.core.quote import Sheets
 from inference.gateway.redis_client import Redis
@@ -16,16 +18,19 @@ from kernel.problems import UNAVAILABLE, Problem
 FRESH_S = 1.0
 MAX_ENTRIES = 20_000
 
+_EVERYBODY = b"*"
+
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Projection:
     """Every read raises Unreachable while Redis is away."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis = redis
-        self._clock = time.monotonic
-        self._cache: dict[tuple[str, str], tuple[float, object]] = {}
+        self._clock = clock
+        self._cache: dict[tuple[str, str], tuple[float, object, Any]] = {}
         self._keys: dict[str, wire.KeyRecord] = {}
 
     async def key(self, public_id: str, *, kept: bool = True) -> wire.KeyRecord | None:
@@ -56,8 +61,7 @@ class Projection:
         """The endpoint behind a public model name, None where there is none."""
         kept: str | None = self._kept("shared", name)
         if kept is None:
-            endpoint = await self._redis.call("HGET", wire.SHARED, name)
-            kept = self._keep("shared", name, None if endpoint is None else endpoint.decode())
+            kept = self._keep("shared", name, await self._redis.call("HGET", wire.SHARED, name), bytes.decode)
         return kept
 
     async def own_endpoints(self, tenant_id: str) -> list[str]:
@@ -66,11 +70,16 @@ class Projection:
         return sorted(member.decode() for member in members)
 
     async def route(self, endpoint_id: str) -> wire.RouteRecord | None:
-        """The intent for an endpoint, None where there is none."""
+        """The intent for an endpoint, None where there is none; the replicas of a known one are read with it."""
         kept: wire.RouteRecord | None = self._kept("route", endpoint_id)
         if kept is None:
-            text = await self._redis.call("GET", wire.route(endpoint_id))
-            kept = self._keep("route", endpoint_id, None if text is None else wire.load_route(text))
+            _, _, known = self._cache.get(("route", endpoint_id), (0.0, None, None))
+            behind = [item.deployment_id for item in known.deployments] if known else []
+            look = [("HVALS", wire.pods(deployment_id)) for deployment_id in behind]
+            text, *pods = await self._redis.pipeline(("GET", wire.route(endpoint_id)), *look)
+            for deployment_id, records in zip(behind, pods, strict=True):
+                self._keep("pods", deployment_id, records, _load_pods)
+            kept = self._keep("route", endpoint_id, text, wire.load_route)
         return kept
 
     async def pods(self, deployment_id: str, *, fresh: bool = False) -> list[wire.PodRecord]:
@@ -78,17 +87,16 @@ class Projection:
         kept: list[wire.PodRecord] | None = None if fresh else self._kept("pods", deployment_id)
         if kept is None:
             records = await self._redis.call("HVALS", wire.pods(deployment_id))
-            kept = self._keep("pods", deployment_id, [wire.load_pod(record) for record in records])
-        return kept
+            kept = self._keep("pods", deployment_id, records, _load_pods)
+        return kept or []
 
     async def sheets(self, *, tenant_id: str, sku: str, region: str, currency: str) -> Sheets:
-        """The sheets that may price a request."""
+        """The sheets that may price a request; tenants without sheets of their own share one object."""
         name = wire.sheets(sku, region, currency)
-        kept: Sheets | None = self._kept(name, tenant_id)
-        if kept is None:
-            own, public = await self._redis.call("HMGET", name, tenant_id, "*")
-            kept = self._keep(name, tenant_id, Sheets(_load_sheets(own), _load_sheets(public)))
-        return kept
+        owners: dict[bytes, Sheets] | None = self._kept("sheets", name)
+        if owners is None:
+            owners = self._keep("sheets", name, await self._redis.call("HGETALL", name), _load_owners) or {}
+        return owners.get(tenant_id.encode()) or owners.get(_EVERYBODY) or Sheets((), ())
 
     async def complete(self) -> bool:
         """Whether the projection and the lender have filled this Redis."""
@@ -98,14 +106,19 @@ class Projection:
     def _kept(self, kind: str, name: str) -> Any:
         """What was read within the last second, or None."""
         kept = self._cache.get((kind, name))
-        return kept[1] if kept is not None and kept[0] > self._clock() else None
+        return kept[2] if kept is not None and kept[0] > self._clock() else None
 
-    def _keep(self, kind: str, name: str, value: T) -> T:
+    def _keep(self, kind: str, name: str, raw: R | None, load: Callable[[R], T]) -> T | None:
         """Keep what was read; an absence is not kept, so that what is created next is found at once."""
-        if value is not None:
+        if not raw:
+            self._cache.pop((kind, name), None)
+            return None
+        _, before, value = self._cache.get((kind, name), (0.0, None, None))
+        if before != raw:
             _bound(self._cache)
-            self._cache[kind, name] = (self._clock() + FRESH_S, value)
-        return value
+            value = load(raw)
+        self._cache[kind, name] = (self._clock() + FRESH_S, raw, value)
+        return cast("T", value)
 
 
 def incomplete() -> Problem:
@@ -113,8 +126,18 @@ def incomplete() -> Problem:
     return Problem(UNAVAILABLE, "The gateway is not ready to admit requests; retry.", retry_after_s=1)
 
 
-def _load_sheets(text: bytes | None) -> tuple[Sheet, ...]:
-    return () if text is None else tuple(sheet_from_body(body) for body in json.loads(text))
+def _load_pods(records: Sequence[bytes]) -> list[wire.PodRecord]:
+    return [wire.load_pod(record) for record in records]
+
+
+def _load_owners(flat: Sequence[bytes]) -> dict[bytes, Sheets]:
+    own = {owner: _load_sheets(text) for owner, text in zip(flat[::2], flat[1::2], strict=True)}
+    public = own.pop(_EVERYBODY, ())
+    return {_EVERYBODY: Sheets((), public), **{owner: Sheets(sheets, public) for owner, sheets in own.items()}}
+
+
+def _load_sheets(text: bytes) -> tuple[Sheet, ...]:
+    return tuple(sheet_from_body(body) for body in json.loads(text))
 
 
 def _bound(entries: dict[Any, Any]) -> None:

@@ -90,7 +90,7 @@ def test_fault_37_a_client_that_reads_a_byte_at_a_time_is_cut_and_billed_to_the_
             taken += len(sock.recv(1))
             time.sleep(0.2)
         assert time.monotonic() - began > 3
-        assert taken > 10
+        assert taken > 3
         assert rss_bytes(door.process.pid) - before < 20 << 20
         assert engine.tokens_made < engine.plan.tokens / 4, "the engine was not held back"
         (event,) = door.events_of(tenant)

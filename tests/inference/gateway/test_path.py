@@ -226,8 +226,10 @@ def test_a_tenants_own_sheet_goes_before_the_public_one(
     world: World, door: Gateway, engine: Engine, tenant: Tenant
 ) -> None:
     cheap = {"in_hit": Rate(1), "in_miss": Rate(1), "out": Rate(1)}
-    sheet = world.price(SKU, cheap, owner=tenant.record.tenant_id)
-    route = world.endpoint(tenant, engine.address)
+    sku = f"{SKU}:contract"
+    world.price(sku)
+    sheet = world.price(sku, cheap, owner=tenant.record.tenant_id)
+    route = world.endpoint(tenant, engine.address, sku=sku)
     assert door.chat(tenant, route.endpoint_id).json()["usage"]["cost"]["amount"] == "0.000000000015"
     (event,) = door.events_of(tenant)
     assert event.sheet == sheet.sha256()
