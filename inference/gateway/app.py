@@ -145,7 +145,7 @@ class App:
             with self._survived():
                 self._pool.close_idle()
             with self._survived():
-                self._flights.look(loop.time(), WATCH_S)
+                await self._flights.look(loop.time(), WATCH_S)
             with self._survived(), contextlib.suppress(Unreachable, hiredis.ReplyError):
                 await self._redis.compare_clocks()
                 await self._cut_revoked()
