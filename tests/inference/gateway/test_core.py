@@ -197,6 +197,14 @@ def test_a_journal_cut_or_flipped_anywhere_keeps_every_record_before_it(
     assert len(kept) >= sum(length < cut for length in lengths[1:])
 
 
+def test_a_record_is_found_by_its_offset_or_said_to_be_damaged() -> None:
+    data = b"".join(records.encode(records.CLOSE, body) for body in (b"first", b"second"))
+    offsets = [record.offset for record in records.scan(data)]
+    assert [records.body_at(data, offset) for offset in offsets] == [b"first", b"second"]
+    with pytest.raises(ValueError, match=f"byte {offsets[1]}"):
+        records.body_at(data[:-1] + b"!", offsets[1])
+
+
 def call(**body: Any) -> request.Call:
     return request.parse(json.dumps({"model": "m", "messages": [{}], **body}).encode(), chat=True)
 

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
+import orjson
 import pytest
 
+from inference.gateway.core import usage
 from inference.gateway.core.request import Call, Usage
 from inference.gateway.core.usage import Counts, Running
 from inference.gateway.relay import End, StreamRelay
@@ -21,6 +23,8 @@ class Client:
     def __init__(self) -> None:
         self.started = self.blocked = False
         self.sent = b""
+        self.writes: list[bytes] = []
+        self.unread = 0  # bytes that its TCP has not acknowledged
         self.on_gone: Callable[[], None] | None = None
         self.on_drained: Callable[[], None] | None = None
 
@@ -29,13 +33,14 @@ class Client:
 
     def write(self, data: bytes) -> None:
         self.sent += data
+        self.writes.append(data)
 
     @property
     def offset(self) -> int:
         return len(self.sent)
 
     def acknowledged(self) -> int:
-        return len(self.sent)
+        return len(self.sent) - self.unread
 
 
 class Wire:
@@ -104,6 +109,16 @@ def test_a_stream_is_the_same_whether_its_chunks_come_alone_together_or_torn(wan
         torn, again = relayed([whole[at : at + step] for at in range(0, len(whole), step)], wants)
         assert body(torn.sent) == body(alone.sent)
         assert (again.running.counts, again.end.result()) == (relay.running.counts, End.COMPLETE)
+
+
+def test_chunks_of_one_read_leave_in_one_write_and_each_is_delivered_by_itself() -> None:
+    usual = texts(9)[:9]
+    client, relay = relayed([HEAD, usual[0], b"".join(usual[1:])])
+    assert len(client.writes) == 2
+    sizes = [len(chunk(usage.strip(one, orjson.loads(one[6:])))) for one in (body(read) for read in usual)]
+    for unread, delivered in ((sizes[8] + 3, 7), (sizes[8] + 2, 8), (2, 9)):
+        client.unread = unread
+        assert relay.delivered() == delivered
 
 
 def test_nothing_that_follows_an_error_is_passed_on_or_counted() -> None:
