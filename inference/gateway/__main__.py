@@ -10,8 +10,8 @@ from inference.gateway.app import App, raise_file_limit
 from inference.gateway.config import Config, Misconfigured, from_environment
 from inference.gateway.recovery import InUse
 
-# Requests leave few cycles behind: look for them rarely, and never again at what a start made.
-GC_THRESHOLD = 20_000
+# Requests leave few cycles behind: look for them rarely and a few at a time, and never again at what a start made.
+GC_THRESHOLD = 5_000
 # A thread reads the journal for the meter: the loop waits no longer than this until it has the interpreter again.
 SWITCH_S = 0.0005
 

@@ -24,7 +24,7 @@ MAX_REFUSAL_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 64 << 20
 PROGRESS_S = 1.5  # and a look or two later: never more than 2 s apart
 PROGRESS_TOKENS = 512
-_MARKS = 64
+_MARKS = 32
 _END = usual.END + b"\r\n"
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
