@@ -383,4 +383,18 @@ INVARIANTS = (
         NULL
         """,
     ),
+    Invariant(
+        "I30",
+        "Scoped credit pays only for what it names",
+        True,
+        """
+        SELECT h.id FROM hold h JOIN credit c ON c.account_id = h.account_id JOIN
+          (SELECT deployment_id AS id, sku, pool FROM billable_span UNION SELECT endpoint_id, sku, pool
+          FROM reserved_span) s ON h.subject = 'deployment:' || s.id
+        WHERE CASE c.scope WHEN 'pool' THEN s.pool NOT IN (c.value, '')
+          ELSE c.value <> ALL (string_to_array(s.sku, ':')) END
+        UNION SELECT event_id FROM usage_event WHERE purse <> 'general'
+          AND split_part(purse, '=', 2) <> ALL (string_to_array(sku, ':'))
+        """,
+    ),
 )

@@ -8,7 +8,8 @@ import pytest
 
 from billing import books, invoicing, spans
 from kernel.clock import month_of, utcnow
-from tests.billing.harbour import UNIT, Harbour, dedicated, harbour
+from tests.billing.harbour import POOL, UNIT, Harbour, dedicated, harbour
+from tests.billing.test_scoped import give
 from tests.billing.test_spans import clock, fact, place, rate
 
 OLD = "now() - interval '1 hour'"
@@ -74,6 +75,7 @@ PLANTED = {
     "I27": "UPDATE ledger_tx SET kind = 'usage_late' WHERE tenant_id = '{t}' AND kind = 'usage'",
     "I28": "UPDATE receipt_tree SET size = size + 1 WHERE tenant_id = '{t}'",
     "I29": "UPDATE receipt_leaf SET event_id = NULL WHERE event_id = '{e}'",
+    "I30": "UPDATE billable_span SET pool = 'local/moorings' WHERE tenant_id = '{t}'",
 }
 
 
@@ -81,6 +83,7 @@ PLANTED = {
 def world(database: None) -> Harbour:
     """Requests, dedicated time and an issued invoice: something of everything that the books look at."""
     berth = harbour()
+    give(berth, POOL, scope="pool", amount=10**9)
     berth.hold(UNIT)
     end = month_of(utcnow())[0]
     berth.ingest(berth.event(), berth.event(started_at=end, ended_at=end))
@@ -123,6 +126,24 @@ def test_an_invariant_fires_on_its_violation(
     query = next(invariant.sql for invariant in books.INVARIANTS if invariant.name == name)
     assert superuser.execute(query).fetchall() == []
     superuser.execute(sql)
+    assert superuser.execute(query).fetchall() != []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE credit SET scope = 'model', value = 'another' WHERE tenant_id = '{t}'",
+        "UPDATE credit SET scope = 'accelerator', value = 'h200' WHERE tenant_id = '{t}'",
+        "UPDATE usage_event SET purse = 'pool=local/berths=x' WHERE tenant_id = '{t}' AND kind = 'tokens'",
+        "UPDATE usage_event SET purse = 'model=another=x' WHERE tenant_id = '{t}' AND kind = 'tokens'",
+    ],
+)
+def test_credit_of_any_scope_that_paid_for_something_else_is_found(
+    world: Harbour, superuser: "psycopg.Connection[tuple[object, ...]]", sql: str
+) -> None:
+    query = next(invariant.sql for invariant in books.INVARIANTS if invariant.name == "I30")
+    assert superuser.execute(query).fetchall() == []
+    superuser.execute(sql.format(t=world.tenant_id))
     assert superuser.execute(query).fetchall() != []
 
 
