@@ -66,11 +66,11 @@ def _wrongs(event: UsageEvent, now: datetime) -> Iterator[str]:
 
 
 def out_of_time(event_id: UUID, now: datetime) -> str:
-    """Why no event of that id can be booked now, by the time in it; "" where one can."""
-    written = from_ms(id_time_ms(event_id))
-    if written > now + AHEAD:
-        return f"its id lies {written - now} ahead of us"
-    return f"its id is {now - written} old" if written < now - OLDEST else ""
+    """Why no event of that id can be booked now, by the time in it (whatever that is); "" where one can."""
+    ahead = timedelta(milliseconds=id_time_ms(event_id)) - (now - from_ms(0))
+    if ahead > AHEAD:
+        return f"its id lies {ahead} ahead of us"
+    return f"its id is {-ahead} old" if -ahead > OLDEST else ""
 
 
 @dataclass(slots=True)

@@ -164,7 +164,12 @@ def test_fault_17_a_correction_of_what_cannot_come_any_more_and_a_journalled_one
     berth = harbour()
     arguments = {"counts": {OUT: -5}, "reason": "garbled"}
     month = timedelta(days=35, seconds=1)
-    for event_id, says in ((derived_id(utcnow() - month, "x"), "is 35 days"), (uuid4(), "none is waited for")):
+    for event_id, says in (
+        (derived_id(utcnow() - month, "x"), "is 35 days"),
+        (at(6), "ahead of us"),
+        (UUID(int=0), "days old"),
+        (UUID(int=2**128 - 1), "ahead of us"),
+    ):
         with pytest.raises(Problem, match=says):
             operation_ask(action="correct", arguments=arguments | {"event_id": str(event_id)}, actor="ann")
     for wrong, says in (({"counts": {OUT: 5}}, "negative whole"), ({"reason": " "}, "a sentence")):
