@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import redis
@@ -26,6 +26,8 @@ from billing.corrections import usage_correct
 from billing.floats import Floats
 from billing.ingest import Journalled, events_ingest
 from billing.models import GatewayJournal, Invoice, LedgerEntry, LedgerTx
+from billing.models import UsageEvent as Booked
+from billing.operations import corrections_apply, operation_ask
 from inference import gateway
 from kernel import wire
 from kernel.clock import month_of, utcnow
@@ -84,6 +86,7 @@ class FloatLife(RuleBasedStateMachine):
         self.running: list[Open] = []
         self.journal: list[Journalled] = []
         self.on_the_books: list[UsageEvent] = []
+        self.corrected_early: set[UUID] = set()
         self.remembered: dict[bytes, bytes] = {}
         self.paid_in = self.rounded = 0
         GatewayJournal.objects.create(gateway_id=self.berth.gateway_id, boot_id=self.berth.boot_id)
@@ -208,8 +211,28 @@ class FloatLife(RuleBasedStateMachine):
     @rule(tokens=SOME)
     def correct(self, tokens: int) -> None:
         event = self.on_the_books[tokens % len(self.on_the_books)]
+        if event.event_id in self.corrected_early:
+            return
         with suppress(Problem):
             usage_correct(event_id=event.event_id, counts={OUT: -min(tokens, 20)}, actor="t", reason="r")
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def correct_early(self) -> None:
+        """Before the event is there; of a killed gateway's request it may never come."""
+        event_id = self.running[-1].event.event_id
+        if event_id not in self.corrected_early:
+            self.corrected_early.add(event_id)
+            arguments = {"event_id": str(event_id), "counts": {OUT: -1}, "reason": "r"}
+            assert operation_ask(action="correct", arguments=arguments, actor="t")
+
+    @precondition(lambda self: self.corrected_early)
+    @rule()
+    def apply_early_corrections(self) -> None:
+        corrections_apply()
+        booked = {event.event_id for event in self.on_the_books} & self.corrected_early
+        applied = Booked.objects.filter(corrects__in=self.corrected_early).values_list("corrects", flat=True)
+        assert sorted(applied) == sorted(booked)
 
     @rule(issue=st.booleans())
     def bill_last_month(self, issue: bool) -> None:
