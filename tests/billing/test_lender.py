@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -72,12 +71,18 @@ def test_a_tenant_without_any_money_or_account_gets_a_dry_float(
     assert float_of(gateway_redis, berth) == {"gen": "1", "transfer": "0", "free": "0", "dry": "1"}
 
 
-def test_a_top_up_clears_dry(database: None, gateway_redis: "redis.Redis", region: str) -> None:
+def test_a_top_up_clears_dry_and_is_lent_as_one_more_place_of_the_same_hold(
+    database: None, gateway_redis: "redis.Redis", region: str
+) -> None:
     berth = harbour(money=10)
     lender_pass(gateway_redis, region=region, wants=want(berth, 10))
     services.topup(tenant_id=berth.tenant_id, currency="USD", amount_pico=5, idem_key="more", actor="t")
     lender_pass(gateway_redis, region=region)
     assert float_of(gateway_redis, berth)["dry"] == "0"
+    lender_pass(gateway_redis, region=region, wants=want(berth, 5))
+    assert float_of(gateway_redis, berth) == {"gen": "1", "transfer": "2", "free": "15", "dry": "1"}
+    (hold,) = Hold.objects.filter(account__tenant_id=berth.tenant_id)
+    assert [(move.kind, move.amount) for move in hold.moves.order_by("seq")] == [("place", 10), ("place", 5)]
 
 
 def test_a_float_is_refilled_to_ten_minutes_of_spend_once_half_of_it_is_gone(
@@ -102,45 +107,6 @@ def test_wants_are_popped_whole_and_waiting_ends(database: None, gateway_redis: 
 
 class Killed(BaseException):
     """The lender ends here: no handler of the product may catch it."""
-
-
-STEPS: list[tuple[str, bool]] = [
-    (step, after) for step in ("open", "lend", "mark_dry", "take", "taken") for after in (False, True)
-]
-
-
-@pytest.mark.parametrize(("step", "after"), STEPS)
-def test_a_lender_killed_before_or_after_any_step_strands_and_never_doubles(
-    database: None,
-    gateway_redis: "redis.Redis",
-    region: str,
-    monkeypatch: pytest.MonkeyPatch,
-    step: str,
-    after: bool,
-) -> None:
-    berth = harbour(money=1000)
-    lender_pass(gateway_redis, region=region, wants=want(berth, 400))
-    original: Callable[..., object] = getattr(Floats, step)
-
-    def killed(*args: object, **options: object) -> object:
-        if after:
-            original(*args, **options)
-        raise Killed
-
-    returning = step in {"take", "taken"}
-    with monkeypatch.context() as patch:
-        patch.setattr(Floats, step, killed)
-        patch.setattr(lender, "_idle", lambda *_: returning)
-        with pytest.raises(Killed):
-            lender_pass(gateway_redis, region=region, wants=[] if returning else want(berth, 600))
-    assert free(gateway_redis, berth) <= open_of(berth) <= 1000
-    for _ in range(2):
-        done = lender_pass(gateway_redis, region=region)
-        assert not done.fenced
-    assert free(gateway_redis, berth) == open_of(berth)
-    assert gateway_redis.hgetall(wire.pending(name_of(berth))) == {}
-    lender_pass(gateway_redis, region=region, wants=want(berth, 2000))
-    assert free(gateway_redis, berth) == open_of(berth) == 1000
 
 
 def test_an_idle_float_comes_back_and_one_in_use_stays(
