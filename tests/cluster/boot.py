@@ -119,10 +119,6 @@ class ControlPlane:
         process.kill()
         process.wait()
 
-    def signal(self, name, number):
-        """Send one server a signal: SIGSTOP makes it one that takes calls and answers none."""
-        self._processes[name].send_signal(number)
-
     def restart(self, name):
         """Start a stopped server again."""
         self.start(name, self._commands[name])
