@@ -120,10 +120,12 @@ def count(number: int | None) -> SafeString | str:
 
 
 @register.filter
-def instant(at: datetime | None) -> SafeString | str:
-    """An instant in UTC, to the second."""
+def instant(at: datetime | str | None) -> SafeString | str:
+    """An instant in UTC, to the second; also one that is ISO 8601 text."""
     if at is None:
         return "–"
+    if isinstance(at, str):
+        at = datetime.fromisoformat(at)
     return _time(at, pgettext("an instant", r"j M Y, H:i:s \U\T\C"))
 
 
