@@ -76,6 +76,7 @@ GATES: dict[str, tuple[Action, Action]] = {
     "console:member_remove": (_MEMBERS, _MEMBERS),
     "console:invitation_withdraw": (_MEMBERS, _MEMBERS),
     "api:releases": (_READ, _READ),
+    "api:prices": (_READ, _READ),
     "api:endpoints": (_READ, _ENDPOINTS),
     "api:endpoint": (_READ, _ENDPOINTS),
     "api:endpoint-update": (_READ, _ENDPOINTS),

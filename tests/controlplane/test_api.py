@@ -1,16 +1,20 @@
 """The provisioning API over HTTP: who may, what is refused in which words, and that a repeat is one act."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import Client
 
 from billing.models import Credit
 from billing.scoped import credit_grant
+from billing.services import sheet_publish
 from kernel.clock import utcnow
 from kernel.ids import new_id
+from kernel.pricing import IN_HIT, IN_MISS, OUT, Rate, Sheet, sheet_from_body
 from tenants import services
 from tests.conftest import as_role
 
@@ -269,3 +273,18 @@ def test_a_release_lists_its_recipes_and_says_where_nothing_can_be_reserved(api:
             "verified": True,
         }
     ]
+
+
+def test_prices_are_the_sheets_in_force_and_a_contract_comes_before_the_list(api: Api) -> None:
+    sku, now = "deepseek-ocr:shared", utcnow()
+    prices = {IN_HIT: Rate(1), IN_MISS: Rate(2), OUT: Rate(3)}
+    listed = Sheet(sku, settings.REGION, "USD", now - timedelta(days=1), prices)
+    contract = replace(listed, tenant_id=str(api.tenant.id), meters={**prices, OUT: Rate(1)})
+    for sheet in (listed, contract):
+        sheet_publish(sheet=sheet, actor="t")
+    mine, theirs = (
+        next(item for item in who.call("GET", "/prices").json()["prices"] if item["sku"] == sku)
+        for who in (api, Api(["manage"]))
+    )
+    assert (mine["sheet"], theirs["sheet"]) == (contract.sha256().hex(), listed.sha256().hex())
+    assert sheet_from_body(mine) == contract

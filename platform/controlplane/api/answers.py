@@ -8,6 +8,7 @@ from billing import selectors as billing
 from billing.models import Credit, Invoice, LedgerEntry, UsageEvent
 from inference.selectors import EndpointView, ReleaseView
 from kernel import ids, money
+from kernel.pricing import Sheet
 from tenants.models import ApiKey
 
 
@@ -92,6 +93,11 @@ def release(view: ReleaseView, *, skus: Sequence[str]) -> dict[str, Any]:
         else None,
         "source": list(view.release.source),
     }
+
+
+def price(sheet: Sheet) -> dict[str, Any]:
+    """A sheet's body, whose SHA-256 is the `sheet` of every usage event that it priced."""
+    return {"sheet": sheet.sha256().hex(), **sheet.body()}
 
 
 def api_key(key: ApiKey) -> dict[str, Any]:

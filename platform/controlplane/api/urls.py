@@ -9,6 +9,7 @@ app_name = "api"
 urlpatterns = [
     path("openapi.json", SpectacularJSONAPIView.as_view(), name="openapi"),
     path("releases", views.ReleaseList.as_view(), name="releases"),
+    path("prices", views.PriceList.as_view(), name="prices"),
     path("endpoints", views.EndpointList.as_view(), name="endpoints"),
     path("endpoints/<str:endpoint_id>", views.EndpointDetail.as_view(), name="endpoint"),
     path("endpoints/<str:endpoint_id>/scale", views.EndpointScale.as_view(), name="endpoint-scale"),

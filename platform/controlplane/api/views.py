@@ -35,6 +35,7 @@ from inference import services
 from inference.access import access_endpoint
 from inference.models import Endpoint
 from kernel import ids, money
+from kernel.clock import utcnow
 from kernel.problems import INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.access import access_api_key
 from tenants.selectors import api_key_list_for, tenant_get
@@ -89,6 +90,20 @@ class ReleaseList(APIView):
         return Response(
             {"releases": [answers.release(view, skus=skus_on_sale(view.skus.values(), tenant)) for view in views]}
         )
+
+
+class PriceList(APIView):
+    """The price sheets in force for this tenant, its contract's where it has one, as they are hashed."""
+
+    @extend_schema(operation_id="price_list", responses=OBJECT)
+    def get(self, request: Request) -> Response:
+        tenant, now = tenant_get(principal(request).tenant_id), utcnow()
+        known = {sku for view in inference.release_list(settings.REGION) for sku in view.skus.values()}
+        sheets = [
+            billing.sheet_for(sku=sku, region=settings.REGION, currency=tenant.currency, tenant_id=tenant.id, at=now)
+            for sku in skus_on_sale(known, tenant)
+        ]
+        return Response({"prices": [answers.price(sheet) for sheet in sheets if sheet]})
 
 
 class EndpointList(APIView):

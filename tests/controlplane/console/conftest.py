@@ -1,12 +1,12 @@
 """People at the console: signed-in browsers under the web role, each in a tenant of its own."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
+import polib
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -45,7 +45,7 @@ class Person:
 def translations() -> None:
     """The catalogues, compiled as `make` compiles them."""
     for source in (Path(words.__file__).parent / "locale").rglob("*.po"):
-        subprocess.run(["msgfmt", "-o", source.with_suffix(".mo"), source], check=True)
+        polib.pofile(str(source)).save_as_mofile(str(source.with_suffix(".mo")))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import urllib3
@@ -21,6 +20,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect, sy
 
 from billing.invoicing import invoice_draft, invoice_issue
 from billing.services import sheet_publish
+from controlplane.console import words
 from controlplane.embedded.environment import ROOT
 from inference.services import endpoint_create
 from kernel import ids
@@ -89,11 +89,9 @@ def site(
     _row, invitation_secret = invitation_create(tenant_id=person.tenant.id, actor="test", note="Ada", role="developer")
     person.post("/keys", {"name": "nightly job", "scopes": "inference", "rpm": "60", "concurrency": "4"})
     key = ApiKey.objects.get(tenant=person.tenant)
-    endpoint = endpoint_create(
-        tenant_id=person.tenant.id, actor="t", name="support-bot", release="tiny-deepseek", rung="dedicated",
-        region=settings.REGION,
-    )  # fmt: skip
-    endpoint_id = ids.encode(ids.ENDPOINT, endpoint.id)
+    broken = {"Scheduled": "", "EngineReady": "The engine ended by itself (3 restarts): Killed", "Ready": "Killed"}
+    endpoint_id = berthed(person, "support-bot", broken)
+    berthed(person, "chat", {})
     for at in (None, end - timedelta(days=2)):
         use(person, endpoint_id=endpoint_id, counts={IN_MISS: 12_345, OUT: 1_000_000}, key_id=key.id, at=at)
     draft = invoice_draft(tenant_id=person.tenant.id, currency="USD", period=(start, end))
@@ -128,6 +126,27 @@ def site(
     finally:
         server.terminate()
         server.wait(30)
+
+
+def berthed(person: Person, name: str, broken: dict[str, str]) -> str:
+    """An endpoint with every condition as the reconciler leaves it: met, or not met with a message."""
+    endpoint = endpoint_create(
+        tenant_id=person.tenant.id, actor="t", name=name, release="tiny-deepseek", rung="dedicated",
+        region=settings.REGION,
+    )  # fmt: skip
+    endpoint.conditions = [
+        {
+            "type": kind,
+            "status": "False" if kind in broken else "True",
+            "reason": "CrashLoop" if kind in broken else "Running",
+            "message": broken.get(kind, ""),
+            "at": "2026-11-24T09:00:00+00:00",
+        }
+        for kind in words.CONDITIONS
+    ]
+    endpoint.observed_generation = endpoint.generation
+    endpoint.save(update_fields=["conditions", "observed_generation"])
+    return ids.encode(ids.ENDPOINT, endpoint.id)
 
 
 def answers(url: str) -> bool:

@@ -29,7 +29,10 @@ def release(request: TenantRequest, release_id: str) -> HttpResponse:
     context = {
         "card": card,
         "tariffs": tariffs(request.tenant, card.view.skus.values(), settings.REGION),
-        "api_calls": [api_calls.read(request, _("List the releases"), "/releases")],
+        "api_calls": [
+            api_calls.read(request, _("List the releases"), "/releases"),
+            api_calls.read(request, _("List the prices"), "/prices"),
+        ],
     }
     return show(request, "console/release.html", context)
 
@@ -42,5 +45,9 @@ def prices(request: TenantRequest) -> HttpResponse:
         (card, tariffs(request.tenant, card.view.skus.values(), settings.REGION))
         for card in offers.cards(request.tenant)
     ]
-    context = {"rows": [(card, prices) for card, prices in found if prices], "region": settings.REGION}
+    context = {
+        "rows": [(card, prices) for card, prices in found if prices],
+        "region": settings.REGION,
+        "api_calls": [api_calls.read(request, _("List the prices"), "/prices")],
+    }
     return show(request, "console/prices.html", context)
