@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from kernel import pricing
+from kernel import pricing, wire
 from kernel.clock import from_ms
 from kernel.ids import id_time_ms
 from kernel.usage import ENGINE_FINAL, ENGINE_PARTIAL, ESTIMATED, TOKENS, UsageEvent
@@ -61,6 +61,8 @@ def _wrongs(event: UsageEvent, now: datetime) -> Iterator[str]:
         yield "accelerator time, reserved days and rebates do not come from a gateway"
     if event.counts and not 0 <= min(event.counts.values()) <= max(event.counts.values()) <= MAX_COUNT:
         yield f"impossible count in {dict(event.counts)}"
+    if event.purse is not None and not wire.pays(event.purse, event.sku):
+        yield f"purse {event.purse} does not pay for {event.sku}"
     if wrong := out_of_time(event.event_id, now):
         yield wrong
 

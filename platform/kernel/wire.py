@@ -58,20 +58,20 @@ def float_key(tenant_id: str | UUID, purse: str, currency: str) -> str:
 
 
 def purses_for(purses: list[str], sku: str, *, pool: str = "") -> list[str]:
-    """Those of a tenant's purses that may pay for a SKU, in order: a scoped one names a part of it.
+    """Those of a tenant's purses that may pay for a SKU, in order."""
+    return purses if len(purses) == 1 else [purse for purse in purses if pays(purse, sku, pool=pool)]
 
-    One scoped to a pool (`region/name`) pays for what runs there and is billed by time, whatever its SKU; a
-    request's tokens run on no pool that their price would know.
+
+def pays(purse: str, sku: str, *, pool: str = "") -> bool:
+    """Whether a purse may pay: a scoped one names a part of the SKU, or the pool (`region/name`).
+
+    A pool's pays for what runs there and is billed by time, whatever its SKU; a request's tokens run on no pool that
+    their price would know.
     """
-    if len(purses) == 1:
-        return purses
-    parts = sku.split(":")
-    return [purse for purse in purses if "=" not in purse or _pays(purse, parts, pool)]
-
-
-def _pays(purse: str, parts: list[str], pool: str) -> bool:
-    scope, value, _ = purse.split("=")
-    return value == pool if scope == POOL else value in parts
+    if "=" not in purse:
+        return True
+    scope, value = purse.split("=")[:2]
+    return value == pool if scope == POOL else value in sku.split(":")
 
 
 def reservations(float_name: str) -> str:

@@ -231,6 +231,9 @@ def at(minutes: float) -> UUID:
         ({"quoted_pico": COST + 1}, "the sheet says"),
         ({"sheet": bytes(32)}, "was not in force"),
         ({"sku": "none"}, "unrated"),
+        ({"purse": "model=another=x"}, "does not pay for"),
+        ({"purse": "pool=local/berths=x"}, "does not pay for"),
+        ({"purse": "="}, "does not pay for"),
         ({"started_at": LONG_AGO - timedelta(days=1)}, "unrated"),
     ],
 )
