@@ -13,7 +13,7 @@ from kernel import keys
 from kernel.clock import utcnow
 from kernel.problems import CONFLICT, INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.models import Invitation, Membership, Role
-from tenants.services import audit_write, member_add
+from tenants.services import audit_write, check_role, member_add
 
 INVITATION_LASTS = timedelta(days=7)
 MAX_NOTE_LENGTH = 80
@@ -38,7 +38,7 @@ def invitation_create(*, tenant_id: UUID, note: str, role: str, actor: str) -> t
     note = " ".join(note.split())
     if not 1 <= len(note) <= MAX_NOTE_LENGTH or not note.isprintable():
         raise Problem(INVALID_PARAMETER, f"note has 1 to {MAX_NOTE_LENGTH} printable characters", param="note")
-    _check_role(role)
+    check_role(role)
     secret = secrets.token_urlsafe(32)
     invitation = Invitation.objects.create(
         tenant_id=tenant_id, role=role, note=note, digest=_digest(secret), expires_at=utcnow() + INVITATION_LASTS
@@ -81,7 +81,7 @@ def invitation_withdraw(*, tenant_id: UUID, invitation_id: UUID, actor: str) -> 
 @transaction.atomic
 def member_role_set(*, tenant_id: UUID, member_id: int, role: str, actor: str) -> Membership:
     """Another role for a member, from their next request on. Problems: not_found, conflict (the last owner)."""
-    _check_role(role)
+    check_role(role)
     membership = _locked(tenant_id, member_id)
     if role != Role.OWNER:
         _keep_an_owner(membership)
@@ -119,11 +119,6 @@ def _keep_an_owner(membership: Membership) -> None:
     others = Membership.objects.filter(tenant_id=membership.tenant_id, role=Role.OWNER).exclude(id=membership.id)
     if membership.role == Role.OWNER and not others.exists():
         raise Problem(CONFLICT, "this is the last owner; make another member an owner first", param="role")
-
-
-def _check_role(role: str) -> None:
-    if role not in Role.values:
-        raise Problem(INVALID_PARAMETER, f"role is one of {', '.join(Role.values)}", param="role")
 
 
 def _digest(secret: str) -> bytes:

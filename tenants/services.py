@@ -57,11 +57,16 @@ def tenant_create(*, name: str, currency: str, kind: str = TenantKind.CUSTOMER, 
     return tenant
 
 
+def check_role(role: str) -> None:
+    """Problem INVALID_PARAMETER for a word that is no role."""
+    if role not in Role.values:
+        raise Problem(INVALID_PARAMETER, f"role is one of {', '.join(Role.values)}", param="role")
+
+
 @transaction.atomic
 def member_add(*, tenant_id: UUID, user: User, role: str, actor: str = "operator") -> Membership:
     """Give a user one role in a tenant; a repeat changes the role."""
-    if role not in Role.values:
-        raise Problem(INVALID_PARAMETER, f"role is one of {', '.join(Role.values)}", param="role")
+    check_role(role)
     membership, _ = Membership.objects.update_or_create(tenant_id=tenant_id, user=user, defaults={"role": role})
     audit_write(actor=actor, tenant_id=tenant_id, action="member.added", detail={"user": user.pk, "role": role})
     return membership

@@ -146,6 +146,7 @@ METERS = {
     "accel_second": _("Accelerator seconds"),
     "ktpm_day": _("Days of 1,000 reserved tokens a minute"),
     "rebate": _("Rebate"),
+    "package": _("Token package"),
 }
 ACCOUNTS = {
     "prepaid": _("Prepaid"),
@@ -170,6 +171,7 @@ TRANSACTIONS = {
     "credit": _("Promotional credit"),
     "rounding": _("Rounding"),
     "correction": _("Correction"),
+    "credit_expiry": _("Credit expired"),
 }
 INVOICES = {
     "draft": Word(_("Draft"), INFO, "info"),

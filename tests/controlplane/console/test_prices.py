@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from django.conf import settings
 
 from billing.services import sheet_publish
+from controlplane.console import words
 from controlplane.console.tariffs import tariff
 from kernel.clock import utcnow
 from kernel.money import PICO
@@ -14,6 +15,7 @@ from kernel.pricing import (
     IN_HIT,
     IN_MISS,
     KTPM_DAY,
+    METERS,
     OUT,
     ClockWindow,
     Package,
@@ -114,3 +116,7 @@ def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_li
 
 def test_a_release_that_the_catalogue_lacks_is_a_missing_page(person):
     assert person.get("/catalogue/nothing").status_code == 404
+
+
+def test_every_meter_that_a_bill_may_name_has_a_word():
+    assert words.METERS.keys() == METERS.keys()

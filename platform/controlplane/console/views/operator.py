@@ -9,7 +9,6 @@ from django.contrib import messages
 from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import redirect
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
@@ -187,7 +186,7 @@ def _tenant_page(request: TenantRequest, found: Tenant, form: MoneyForm) -> Http
         "accounts": [(words.label_of(words.ACCOUNTS, item.kind), item) for item in balance.accounts],
         "form": form,
         "limit": kernel_money.parse(settings.TWO_PERSON_ABOVE),
-        "quotas": [(_resource(row.resource), row) for row in reads.quota_rows(found)],
+        "quotas": [(words.label_of(words.RESOURCES, row.resource), row) for row in reads.quota_rows(found)],
         "invoices": reads.invoice_rows(tenant=found),
         "operations": reads.operations_waiting(found),
         "me": actor(request),
@@ -197,10 +196,6 @@ def _tenant_page(request: TenantRequest, found: Tenant, form: MoneyForm) -> Http
 
 def _waits() -> str:
     return _("The amount waits for a second person's approval.")
-
-
-def _resource(name: str) -> str | Promise:
-    return words.label_of(words.RESOURCES, name)
 
 
 def _said(request: TenantRequest, act: Callable[[], object], done: str, route: str, *where: str) -> HttpResponse:
