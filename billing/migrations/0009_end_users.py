@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('billing', '0007_token_packages'),
+        ('billing', '0008_pools_and_parked_corrections'),
     ]
 
     operations = [
