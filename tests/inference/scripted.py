@@ -3,13 +3,16 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from k8s.cluster import Applied, Change, Object, Ref, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
-from k8s.local.rollout import new_pod, plan
+from k8s.local.rollout import instant, new_pod, plan
 from k8s.ownership import owned
+
+# Every pod has been ready for an hour as soon as it is.
+BEGAN = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 class ScriptedCluster:
@@ -81,21 +84,23 @@ class ScriptedCluster:
     def _roll(self, item: Object) -> None:
         name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
         own = {ref: pod for ref, pod in self.pods.items() if ref.namespace == namespace and ref.name.startswith(name)}
-        planned = plan(item, list(own.values()))
+        planned = plan(item, list(own.values()), BEGAN + timedelta(hours=1))
         for pod in planned.end:
             del self.pods[Ref.of(pod)]
         for _ in range(planned.create):
             uid = str(uuid4())
             owner = {**item, "metadata": {**item["metadata"], "uid": name}}
-            pod = new_pod(owner, uid=uid, suffix=uid[-5:], now=datetime(2026, 11, 24, 12, tzinfo=UTC))
+            pod = new_pod(owner, uid=uid, suffix=uid[-5:], now=BEGAN)
             pod["spec"] = {**pod["spec"], "nodeName": "node-1"}
             pod["status"] = {"phase": "Running", "podIP": f"127.9.9.{next(self._ips)}"}
             self.pods[Ref.of(pod)] = pod
 
     def _set_state(self, pod: Object, *, ready: bool, ended: bool) -> None:
         ready = ready and not ended
-        state = {"terminated": {"exitCode": 1}} if ended else {"running": {"startedAt": "2026-11-24T12:00:00Z"}}
-        pod["status"]["conditions"] = [{"type": "Ready", "status": "True" if ready else "False"}]
+        state = {"terminated": {"exitCode": 1}} if ended else {"running": {"startedAt": instant(BEGAN)}}
+        pod["status"]["conditions"] = [
+            {"type": "Ready", "status": "True" if ready else "False", "lastTransitionTime": instant(BEGAN)}
+        ]
         pod["status"]["containerStatuses"] = [
             {"name": "engine", "ready": ready, "started": ready, "restartCount": 0, "state": state}
         ]
