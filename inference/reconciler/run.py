@@ -4,7 +4,8 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -44,7 +45,7 @@ def drain() -> int:
         held = claim(due, AT_ONCE)
         if not held.endpoint_ids:
             return taken
-        _pass(held)
+        _take(held)
         taken += len(held.endpoint_ids)
         if time.monotonic() > until_s:
             hint()
@@ -58,6 +59,17 @@ def reconcile(*endpoint_ids: UUID) -> int:
     held = claim(Endpoint.objects.filter(id__in=endpoint_ids), len(endpoint_ids))
     _pass(held)
     return len(held.endpoint_ids)
+
+
+def _take(held: Claim) -> None:
+    """A pass; where it breaks, one over each endpoint alone: what is wrong with one holds up no other."""
+    try:
+        _pass(held)
+    except Exception:
+        log.exception("a pass over %d endpoints broke", len(held.endpoint_ids))
+        if len(held.endpoint_ids) > 1:
+            for endpoint_id in held.endpoint_ids:
+                _take(Claim(held.token, (endpoint_id,)))
 
 
 def _pass(held: Claim) -> None:
@@ -102,41 +114,44 @@ def _decide(row: EndpointRow | ReservedRow) -> Decision:
 
 def _record(held: Claim, settled: list[tuple[Loaded, Decision]], after_s: dict[UUID, float]) -> None:
     """Write the status of those that are still ours, and let them go."""
-    now, changed, decided, soonest_s = database_now(), [], [], None
+    now, changed, acted, soon_s = database_now(), [], [], set()
     with transaction.atomic():
         ours = held.lock()
         kept = [(loaded, decision) for loaded, decision in settled if loaded.endpoint.id in ours]
         for loaded, decision in kept:
-            endpoint = loaded.endpoint
-            retry_s = None if decision.retry_s is None else max(decision.retry_s, after_s.get(endpoint.id, 0.0))
-            if retry_s is not None and retry_s <= SOON_S:
-                soonest_s = min(retry_s, soonest_s or retry_s)
-            before = {name: getattr(endpoint, name) for name in _STATUS}
-            # Somebody may have asked for an earlier pass since the row was read.
-            is_asked = ours[endpoint.id] != endpoint.due_at
-            status = {
-                "observed_generation": endpoint.generation,
-                "suspended": loaded.row.stop == conditions.SUSPENDED,
-                "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
-                "serving": decision.serving,
-                "finalizers": list(decision.finalizers),
-                "due_at": ours[endpoint.id] if is_asked else now + timedelta(seconds=retry_s) if retry_s else None,
-                "archived_at": now if decision.archived else None,
-            }
-            if status != before:
-                for name, value in status.items():
-                    setattr(endpoint, name, value)
+            endpoint, due_at = loaded.endpoint, ours[loaded.endpoint.id]
+            if due_at == endpoint.due_at:
+                # Else somebody has asked for an earlier pass since the row was read.
+                retry_s = decision.retry_s and max(decision.retry_s, after_s.get(endpoint.id, 0.0))
+                due_at = now + timedelta(seconds=retry_s) if retry_s else None
+                soon_s |= {retry_s} if retry_s and retry_s <= SOON_S else set()
+            status = _status(loaded, decision, now) | {"due_at": due_at}
+            if status != {name: getattr(endpoint, name) for name in status}:
+                vars(endpoint).update(status)
                 changed.append(endpoint)
             for deployment_id, read_at in loaded.read_at.items():
                 row = loaded.deployments[deployment_id]
                 if row.decided_at != read_at:
                     row.decided_at = read_at
-                    decided.append(row)
+                    acted.append(row)
         update_each(changed, _STATUS)
-        update_each(decided, ["decided_at"])
+        update_each(acted, ["decided_at"])
         let_go = [loaded.endpoint.id for loaded, _ in kept]
         Endpoint.objects.filter(id__in=let_go).update(lock_token=None, lock_until=None)
     if len(kept) < len(settled):
         log.warning("claims on %d endpoints expired, their results are dropped", len(settled) - len(kept))
-    if soonest_s is not None:
-        hint(in_s=soonest_s)
+    if soon_s:
+        hint(in_s=min(soon_s))
+
+
+def _status(loaded: Loaded, decision: Decision, now: datetime) -> dict[str, Any]:
+    """The columns of _STATUS but `due_at`."""
+    endpoint = loaded.endpoint
+    return {
+        "observed_generation": endpoint.generation,
+        "suspended": loaded.row.stop == conditions.SUSPENDED,
+        "conditions": conditions.to_json(decision.conditions, endpoint.conditions, now),
+        "serving": decision.serving,
+        "finalizers": list(decision.finalizers),
+        "archived_at": now if decision.archived else None,
+    }

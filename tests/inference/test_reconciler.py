@@ -24,6 +24,7 @@ from inference.selectors import endpoint_view, route_list
 from inference.services import endpoint_delete, endpoint_pause, endpoint_resume, endpoint_scale
 from inference.sweep import due, sweep
 from k8s.cluster import Invalid, Quota, Retry
+from k8s.desired import name_of
 from k8s.observe import observe
 from kernel import ids
 from kernel.problems import Problem
@@ -778,6 +779,21 @@ def test_one_broken_endpoint_does_not_stop_the_sweep(harbour, tenant):
     sweep()
     assert phase(whole) is Phase.PROVISIONING
     assert reconcile(broken.id) == 0
+
+
+def test_what_breaks_the_pass_over_one_endpoint_holds_up_no_other(harbour, tenant, monkeypatch):
+    broken, *whole = (create(tenant, name=f"e-{number}") for number in range(4))
+    apply, name = harbour.cluster.apply, name_of(deployment_of(broken).id)
+
+    def break_on_one(objects):
+        if any(item["metadata"]["name"] == name for item in objects):
+            raise RuntimeError("no answer that anybody thought of")
+        return apply(objects)
+
+    monkeypatch.setattr(harbour.cluster, "apply", break_on_one)
+    run.drain()
+    assert {phase(endpoint) for endpoint in whole} == {Phase.PROVISIONING}
+    assert phase(broken) is Phase.REQUESTED
 
 
 FORGOTTEN = [
