@@ -256,8 +256,10 @@ def _retry_s(row: EndpointRow, actions: list[Action], status: tuple[Condition, .
         return _PROBE_RETRY_S
     if actions:
         return _WATCH_RETRY_S if all(isinstance(item, Reserve) for item in actions) else _ACTION_RETRY_S
+    if any(item.told and item.in_doubt for item in row.deployments):
+        return _DOUBT_RETRY_S
     if all(item.status == c.TRUE for item in status):
-        return _DOUBT_RETRY_S if any(item.in_doubt for item in row.deployments) else None
+        return _ACTION_RETRY_S if any(item.in_doubt for item in row.deployments) else None
     if not any(row.wanted(item) for item in row.deployments) and all(item.is_empty for item in row.deployments):
         return None
     return _WATCH_RETRY_S

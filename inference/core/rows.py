@@ -44,9 +44,9 @@ class DeploymentRow:
 
     `workload.replicas` is what the customer asked for. `applied` is the digest that the cluster last
     accepted, PENDING during an attempt, DELETED after a delete, "" before the first. `fresh` says that all facts
-    are younger than that, `heard` that a watch has told of something since. `owned` stands for the fields that
-    it then called ours. `weights_known` says that the pool vouches for the weights. `nodes_free` counts whole
-    nodes, where a replica spans several.
+    are younger than that, `told` that a watch has spoken of it since, `heard` that what it said is no echo of our
+    own write. `owned` stands for the fields that the cluster then called ours. `weights_known` says that the pool
+    vouches for the weights. `nodes_free` counts whole nodes, where a replica spans several.
     """
 
     workload: WorkloadSpec | Absent
@@ -66,6 +66,7 @@ class DeploymentRow:
     pool_free: int
     nodes_free: int = 0
     owned: str = ""
+    told: bool = False
     heard: bool = False
 
     @property

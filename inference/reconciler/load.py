@@ -29,7 +29,7 @@ from tenants.selectors import quota_limits
 
 log = logging.getLogger(__name__)
 
-# A watch that speaks of an object so long after our write tells of something newer than it.
+# A write is stamped at most so long after it took effect, and what a watch says so long after that is no echo of it.
 ECHO = timedelta(seconds=1)
 
 
@@ -111,6 +111,7 @@ class _Around:
         pool, stored = deployment.pool, self._observed.get(deployment.id)
         wanted = _workload(endpoint, deployment, pool)
         spans = isinstance(wanted, WorkloadSpec) and wanted.nodes > 1
+        told = _is_told(deployment, stored)
         return DeploymentRow(
             workload=wanted,
             pool=_pool_binding(pool),
@@ -123,7 +124,8 @@ class _Around:
             applied=deployment.applied,
             fault=Fault(**deployment.fault) if deployment.fault else None,
             fresh=self._is_fresh(deployment, pool, stored),
-            heard=self._is_heard(deployment, stored),
+            told=told,
+            heard=told and deployment.applied_at is not None and self._now > deployment.applied_at + ECHO,
             seen=encoding.from_json(stored.facts) if stored and stored.facts else None,
             replicas=tuple(self._replicas[deployment.id]),
             weights_known=pool.releases is not None and endpoint.release in pool.releases,
@@ -138,12 +140,6 @@ class _Around:
             return False
         listed_at = self._listed_at.get(pool.cluster)
         return listed_at is not None and listed_at > deployment.applied_at
-
-    def _is_heard(self, deployment: Deployment, stored: Observed | None) -> bool:
-        """Whether something was told of it after that attempt, and the attempt's own echo is over."""
-        if deployment.applied_at is None or stored is None:
-            return False
-        return stored.observed_at > deployment.applied_at and self._now > deployment.applied_at + ECHO
 
     @cached_property
     def _limits(self) -> Mapping[UUID, int]:
@@ -221,6 +217,13 @@ def _absent(endpoint: Endpoint, recipe: str) -> str:
     else:
         return ""
     return f"{what} is no longer in the catalogue; delete the endpoint, or ask the operator to bring it back"
+
+
+def _is_told(deployment: Deployment, stored: Observed | None) -> bool:
+    """Whether the facts came after the last write, or so close before that it may have been made already."""
+    if deployment.applied_at is None or stored is None:
+        return False
+    return stored.observed_at > deployment.applied_at - ECHO
 
 
 def _pool_binding(pool: Pool) -> PoolBinding:

@@ -46,6 +46,7 @@ def pool(database, site, proxy, neighbours, monkeypatch):  # noqa: F811
     """A pool behind the proxy, half a second's patience; its engines are said to be ready and nothing runs."""
     monkeypatch.setattr("k8s.client.connection._READ_S", 0.5)
     monkeypatch.setattr("k8s.client.watches._SILENCE_S", 0.5)
+    monkeypatch.setattr("inference.sweep.WATCHED_S", 0.0)
     cluster = KubernetesCluster(proxy.kubeconfig)
     monkeypatch.setattr(clusters, "cluster", lambda _: cluster)
     name = f"played-{uuid4().hex[:8]}"
