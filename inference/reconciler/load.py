@@ -2,14 +2,13 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Max
+from django.db.models import Max, Q
 
 from inference.catalogue_files import catalogue
 from inference.clock import database_now
@@ -68,15 +67,20 @@ class _Around:
     """The rows around some endpoints: each table is read once, for all of them."""
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._endpoints = endpoints
         self._now = database_now()
+        self._limits = quota_limits({endpoint.tenant_id for endpoint in endpoints}, "accelerators")
         ids = [endpoint.id for endpoint in endpoints]
         self._deployments: dict[UUID, list[Deployment]] = defaultdict(list)
         for item in Deployment.objects.filter(endpoint__in=ids).order_by("id"):
             self._deployments[item.endpoint_id].append(item)
         found = [item for items in self._deployments.values() for item in items]
         deployment_ids = [item.id for item in found]
-        pools = Pool.objects.in_bulk({item.pool_id for item in found})
+        regions = {endpoint.region for endpoint in endpoints}
+        around = Pool.objects.filter(Q(id__in={item.pool_id for item in found}) | Q(region__in=regions))
+        pools = {pool.id: pool for pool in around}
+        self._resource_names: dict[str, set[str]] = defaultdict(set)
+        for pool in pools.values():
+            self._resource_names[pool.region] |= {pool.resource_name} - {""}
         of = {endpoint.id: endpoint for endpoint in endpoints}
         for item in found:
             item.endpoint, item.pool = of[item.endpoint_id], pools[item.pool_id]
@@ -141,24 +145,12 @@ class _Around:
         listed_at = self._listed_at.get(pool.cluster)
         return listed_at is not None and listed_at > deployment.applied_at
 
-    @cached_property
-    def _limits(self) -> Mapping[UUID, int]:
-        return quota_limits({endpoint.tenant_id for endpoint in self._endpoints}, "accelerators")
-
-    @cached_property
-    def _resource_names(self) -> Mapping[str, list[str]]:
-        names: dict[str, list[str]] = defaultdict(list)
-        pools = Pool.objects.filter(region__in={endpoint.region for endpoint in self._endpoints})
-        for region, name in pools.exclude(resource_name="").values_list("region", "resource_name"):
-            names[region].append(name)
-        return names
-
     def _tenant_spec(self, endpoint: Endpoint) -> TenantSpec:
         """The same for every deployment of a tenant in a region: the namespace's quota follows the tenant's."""
         limit = self._limits.get(endpoint.tenant_id, 0)
         # Twice, so that a replacement may start beside a pod that still serves or is ending; what a tenant may have
         # in all is decided before, here the namespace stops what got past that.
-        resources: dict[Any, int] = dict.fromkeys(self._resource_names.get(endpoint.region, ()), 2 * limit)
+        resources: dict[Any, int] = dict.fromkeys(self._resource_names[endpoint.region], 2 * limit)
         return TenantSpec(tenant_id=endpoint.tenant_id, pods=2 * max(limit, 1), accelerators=resources)
 
 
