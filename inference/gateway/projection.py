@@ -41,11 +41,7 @@ class Projection:
         if kept and public_id in self._keys:
             return self._keys[public_id]
         _bound(self._keys)
-        (epoch, run), record = await self._redis.pipeline(
-            ("MGET", wire.EPOCH, wire.FLOAT_RUN), ("HGET", wire.key(public_id), "r")
-        )
-        if epoch is None or run is None:
-            raise incomplete()
+        record = await self._certain("HGET", wire.key(public_id), "r")
         if record is None:
             self._keys.pop(public_id, None)
             return None
@@ -58,10 +54,10 @@ class Projection:
         return {name.decode(): endpoint.decode() for name, endpoint in zip(flat[::2], flat[1::2], strict=True)}
 
     async def shared_endpoint(self, name: str) -> str | None:
-        """The endpoint behind a public model name, None where there is none."""
+        """The endpoint behind a public model name, None where there is none. Problem as for a key."""
         kept: str | None = self._kept("shared", name)
         if kept is None:
-            kept = self._keep("shared", name, await self._redis.call("HGET", wire.SHARED, name), bytes.decode)
+            kept = self._keep("shared", name, await self._certain("HGET", wire.SHARED, name), bytes.decode)
         return kept
 
     async def own_endpoints(self, tenant_id: str) -> list[str]:
@@ -70,13 +66,18 @@ class Projection:
         return sorted(member.decode() for member in members)
 
     async def route(self, endpoint_id: str) -> wire.RouteRecord | None:
-        """The intent for an endpoint, None where there is none; the replicas of a known one are read with it."""
+        """The intent for an endpoint, None where there is none; the replicas of a known one are read with it.
+
+        Problem as for a key.
+        """
         kept: wire.RouteRecord | None = self._kept("route", endpoint_id)
         if kept is None:
             _, _, known = self._cache.get(("route", endpoint_id), (0.0, None, None))
             behind = [item.deployment_id for item in known.deployments] if known else []
             look = [("HVALS", wire.pods(deployment_id)) for deployment_id in behind]
             text, *pods = await self._redis.pipeline(("GET", wire.route(endpoint_id)), *look)
+            if text is None:
+                text = await self._certain("GET", wire.route(endpoint_id))
             for deployment_id, records in zip(behind, pods, strict=True):
                 self._keep("pods", deployment_id, records, _load_pods)
             kept = self._keep("route", endpoint_id, text, wire.load_route)
@@ -102,6 +103,13 @@ class Projection:
         """Whether the projection and the lender have filled this Redis."""
         found = await self._redis.call("MGET", wire.EPOCH, wire.FLOAT_RUN)
         return None not in found
+
+    async def _certain(self, *look: str) -> bytes | None:
+        """A reply, None only where the projection is complete: it says so first. Problem while it does not."""
+        marks, found = await self._redis.pipeline(("MGET", wire.EPOCH, wire.FLOAT_RUN), look)
+        if None in marks:
+            raise incomplete()
+        return cast("bytes | None", found)
 
     def _kept(self, kind: str, name: str) -> Any:
         """What was read within the last second, or None."""

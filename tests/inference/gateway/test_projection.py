@@ -9,6 +9,7 @@ from inference.gateway.projection import Projection
 from inference.gateway.redis_client import Redis
 from kernel import wire
 from kernel.pricing import Rate
+from kernel.problems import UNAVAILABLE
 from tests.inference.gateway.world import CURRENCY, REGION, Tenant, World
 
 
@@ -44,6 +45,33 @@ def test_what_did_not_change_is_read_together_and_parsed_once(world: World, tena
         now[0] += projection.FRESH_S + 0.1
         world.redis.delete(wire.route(route.endpoint_id))
         assert await seen.route(route.endpoint_id) is None
+        await redis.close()
+
+    asyncio.run(look())
+
+
+def test_in_a_redis_that_was_emptied_nothing_is_called_absent(world: World, tenant: Tenant) -> None:
+    route = world.endpoint(tenant, "127.0.0.1:1", shared_as="emptied")
+
+    async def look() -> None:
+        redis = await connected(world)
+        now = [0.0]
+        seen = Projection(redis, clock=lambda: now[0])
+
+        async def ask() -> list[object]:
+            now[0] += projection.FRESH_S + 0.1
+            looks = (seen.route("ep_absent"), seen.route(route.endpoint_id), seen.shared_endpoint("emptied"))
+            return await asyncio.gather(*looks, return_exceptions=True)
+
+        assert await ask() == [None, route, route.endpoint_id]
+        epoch = world.redis.get(wire.EPOCH) or b""
+        world.redis.delete(wire.EPOCH, wire.route(route.endpoint_id))
+        world.redis.hdel(wire.SHARED, "emptied")
+        try:
+            assert [getattr(answer, "type", None) for answer in await ask()] == [UNAVAILABLE] * 3
+        finally:
+            world.redis.set(wire.EPOCH, epoch)
+        assert await ask() == [None, None, None]
         await redis.close()
 
     asyncio.run(look())
