@@ -343,6 +343,7 @@ def _refusal(cause: str, key: wire.KeyRecord) -> Problem:
             RATE_LIMITED,
             f"This key's limit of {key.rpm} requests a minute is reached; retry in {wait_s} s.",
             retry_after_s=wait_s,
+            headers=_limit_headers(key, 0),
         )
     if cause == "concurrency":
         return Problem(

@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
     def problem(self, problem: Problem) -> None:
         """Answer with a problem, in the shape that `spell` gives it."""
         retry = {} if problem.retry_after_s is None else {"retry-after": str(problem.retry_after_s)}
-        self.respond(problem.type.status, orjson.dumps(self.spell(problem)), headers=retry)
+        self.respond(problem.type.status, orjson.dumps(self.spell(problem)), headers={**problem.headers, **retry})
 
     def cut(self) -> None:
         """Hang up on the client; what the transport still holds has not reached it."""

@@ -73,13 +73,14 @@ _ANTHROPIC_TYPES = {
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """A problem to show: its type, a sentence with the way out, the field, seconds to wait."""
+    """A problem to show: its type, a sentence with the way out, the field, seconds to wait; headers of the answer."""
 
     type: ProblemType
     detail: str
     param: str | None = None
     retry_after_s: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.type.code}: {self.detail}"

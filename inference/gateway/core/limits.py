@@ -129,14 +129,18 @@ def refusal(limit: Limit, used: int, now_s: float) -> Problem:
     wait_s = max(1, ceil(limit.until - now_s))
     figures = {"most": limit.most, "left": max(0, limit.most - used), "taken": limit.taken}
     type_, sentence = _REFUSALS[limit.name]
+    policy, state = headers([limit], [figures["left"]], now_s)
+    shown = {"ratelimit-policy": policy.removeprefix(", "), "ratelimit": state.removeprefix(", ")}
     if limit.measures == _SPEND:
         money = {name: f"{to_string(pico)} {limit.currency}" for name, pico in figures.items()}
-        return Problem(type_, sentence.format(**money), extra={"limit": limit.name})
+        return Problem(type_, sentence.format(**money), extra={"limit": limit.name}, headers=shown)
     if limit.taken > limit.most:
         sentence, retry_after_s = sentence + "lower max_tokens or shorten the prompt.", None
     else:
         sentence, retry_after_s = sentence + f"retry in {wait_s} s.", wait_s
-    return Problem(type_, sentence.format(**figures), retry_after_s=retry_after_s, extra={"limit": limit.name})
+    return Problem(
+        type_, sentence.format(**figures), retry_after_s=retry_after_s, extra={"limit": limit.name}, headers=shown
+    )
 
 
 def _of_tokens(key: wire.KeyRecord, route: wire.RouteRecord, size: Size, answers: int, minute: int) -> list[Limit]:

@@ -149,6 +149,9 @@ def test_each_cause_has_its_own_code_and_sentence(
         assert first.headers[name]
     refused(second, status, code, words)
     assert ("type" in second.json()) == (path == "/v1/messages")
+    if code not in ("insufficient_balance", "concurrency_limit_exceeded"):  # neither has a window
+        assert re.fullmatch(r'"[a-z-]+";q=\d+;(w=60|qu="micro-usd")', second.headers["ratelimit-policy"])
+        assert re.fullmatch(r'"[a-z-]+";r=\d+;t=\d+', second.headers["ratelimit"])
     assert ("retry-after" in second.headers) == (status == 429)
     assert len(engine.asked) == 1
 
