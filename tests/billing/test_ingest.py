@@ -18,6 +18,7 @@ from billing.core import receipts
 from billing.ingest import Journalled, events_ingest
 from billing.models import HoldMove, LedgerTx, Operation, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
 from billing.operations import corrections_apply, operation_approve, operation_ask
+from billing.services import sheet_publish
 from kernel.clock import month_of, utcnow
 from kernel.ids import _layout, derived_id, new_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
@@ -393,20 +394,28 @@ def test_free_usage_leaves_lines_and_a_leaf_and_no_transaction(database: None) -
     assert ReceiptLeaf.objects.filter(event_id=event.event_id).exists()
 
 
-def test_fault_21_each_event_pays_the_price_at_its_admission(database: None) -> None:
+def test_fault_21_a_stream_across_a_price_change_pays_the_price_at_its_admission(database: None) -> None:
     berth = harbour()
     berth.hold(UNIT)
-    change = utcnow() - timedelta(minutes=1)
-    own = Sheet(berth.sku, REGION, "USD", change, {IN_MISS: Rate(1), OUT: Rate(1)}, str(berth.tenant_id))
-    from billing import services
-
-    services.sheet_publish(sheet=own, actor="t")
-    before = berth.event(started_at=change - timedelta(microseconds=1))
-    after = berth.event(started_at=change, sheet=own.sha256(), quoted_pico=120)
-    wrong = berth.event(started_at=change)
-    done = berth.ingest(before, after, wrong)
-    assert (done.booked, done.quarantined) == (2, 1)
-    assert berth.posted()["revenue"] == COST + 120
+    change = utcnow() + timedelta(minutes=11)
+    dearer = {meter: Rate(2 * rate.num_pico) for meter, rate in berth.sheet.meters.items()}
+    new = Sheet(berth.sku, REGION, "USD", change, dearer)
+    sheet_publish(sheet=new, actor="t")
+    instant, minute = timedelta(microseconds=1), timedelta(minutes=1)
+    across = {"started_at": change - instant, "ended_at": change + minute}
+    after = {"started_at": change, "ended_at": change + minute}
+    at_new = {"sheet": new.sha256(), "quoted_pico": 2 * COST}
+    # Up to the last instant before it the old price and no other, from the change on the new one and no other.
+    records = [berth.record(berth.event(**when, **price)) for when in (across, after) for price in ({}, at_new)]
+    done = events_ingest(records, now=change + 2 * minute)
+    assert (done.booked, done.quarantined) == (2, 2)
+    booked = UsageEvent.objects.filter(tenant_id=berth.tenant_id).order_by("started_at")
+    assert [(event.started_at, event.quoted_pico) for event in booked] == [
+        (change - instant, COST),
+        (change, 2 * COST),
+    ]
+    assert all("was not in force" in reason for reason in reasons(berth))
+    assert berth.posted()["revenue"] == 3 * COST
 
 
 @pytest.mark.parametrize("step", ["charges_post", "_leaves_write", "insert_rows", "entries_write"])
