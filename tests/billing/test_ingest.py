@@ -13,19 +13,30 @@ from django.db import connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import ingest, posting
+from billing import ingest, invoicing, posting
 from billing.core import receipts
 from billing.ingest import Journalled, events_ingest
-from billing.models import HoldMove, LedgerTx, Operation, Quarantine, RatedLine, ReceiptLeaf, ReceiptTree, UsageEvent
+from billing.models import (
+    HoldMove,
+    Invoice,
+    LedgerAccount,
+    LedgerTx,
+    Operation,
+    Quarantine,
+    RatedLine,
+    ReceiptLeaf,
+    ReceiptTree,
+    UsageEvent,
+)
 from billing.operations import corrections_apply, operation_approve, operation_ask
-from billing.services import sheet_publish
+from billing.services import sheet_publish, topup
 from kernel.clock import month_of, utcnow
 from kernel.ids import _layout, derived_id, new_id
 from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet
 from kernel.problems import Problem
 from kernel.usage import UsageEvent as UsageEventFact
 from tenants.models import Outbox
-from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
+from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour, one
 
 # 100 missed tokens at 280,000 and 20 answered at 420,000 pico.
 COST = 100 * 280_000 + 20 * 420_000
@@ -55,6 +66,37 @@ def test_a_request_becomes_lines_a_draw_two_entries_and_a_leaf(database: None) -
     assert body["sheet"] == berth.sheet.sha256().hex()
     funding = ReceiptLeaf.objects.get(tree=leaf.tree, event=None)
     assert json.loads(bytes(funding.body))["parts"] == {"prepaid": str(COST)}
+
+
+def test_a_batch_is_one_transaction_for_each_tenant_and_currency(database: None) -> None:
+    berth, other = harbour(), harbour()
+    euros = Sheet(berth.sku, REGION, "EUR", LONG_AGO, {IN_MISS: Rate(10), OUT: Rate(20)})
+    sheet_publish(sheet=euros, actor="t")
+    topup(tenant_id=berth.tenant_id, currency="EUR", amount_pico=10_000, idem_key="euros", actor="t")
+    place = "SELECT hold_place(%s::uuid, 'EUR', 'gateway:general:local', 1, 1, 5000, false)"
+    assert one(place, berth.tenant_id) == 5000
+    for each in (berth, other):
+        each.hold(UNIT)
+    # 100 missed tokens at 10 and 20 answered at 20 pico.
+    in_euros = {"currency": "EUR", "sheet": euros.sha256(), "quoted_pico": 1400}
+    records = [each.record(each.event(**price)) for _ in range(2) for each, price in ((berth, {}), (berth, in_euros))]
+    assert events_ingest([other.record(other.event()), *records]).booked == 5
+    accounts = LedgerAccount.objects.filter(tenant_id=berth.tenant_id).exclude(posted=0)
+    assert {(row.currency, row.kind): (row.posted, row.held) for row in accounts} == {
+        ("USD", "prepaid"): (10 * UNIT - 2 * COST, UNIT - 2 * COST),
+        ("USD", "revenue"): (2 * COST, 0),
+        ("EUR", "prepaid"): (10_000 - 2800, 5000 - 2800),
+        ("EUR", "revenue"): (2800, 0),
+    }
+    assert other.posted()["revenue"] == COST
+    for each, transactions in ((berth, 2), (other, 1)):
+        assert LedgerTx.objects.filter(tenant_id=each.tenant_id, kind="usage").count() == transactions
+    invoicing.drafts_update()
+    bills = Invoice.objects.filter(tenant_id=berth.tenant_id).order_by("currency")
+    assert [(bill.currency, sum(line.amount_pico for line in bill.lines.all())) for bill in bills] == [
+        ("EUR", 2800),
+        ("USD", 2 * COST),
+    ]
 
 
 def test_fault_16_a_thousand_duplicates_have_one_effect(database: None) -> None:
