@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from billing import services
+from billing import recall, services
 from billing.core.packages import Bought, Used, cover
 from billing.models import TokenPackage
 from billing.posting import Charge, charges_post, tenant_lock
@@ -40,9 +40,10 @@ GROUP BY o.started_at, o.event_id, r.meter, r.num_pico ORDER BY o.started_at, o.
 def package_buy(
     *, tenant_id: UUID, sku: str, region: str, name: str, idem_key: str, actor: str, now: datetime | None = None
 ) -> TokenPackage:
-    """Sell a package that the sheet in force offers, from available money; the same `idem_key` buys once.
+    """Sell a package that the sheet in force offers, from available money and what gateways have idle.
 
-    Problems: not_found (no such package on offer), insufficient_balance, idempotency_mismatch.
+    The same `idem_key` buys once. Problems: not_found (no such package on offer), insufficient_balance,
+    idempotency_mismatch.
     """
     now = now or utcnow()
     tree = tenant_lock(tenant_id=tenant_id)
@@ -71,6 +72,7 @@ def package_buy(
         until_at=now + timedelta(days=offer.days),
     )
     purses = purses_paying(tenant_id=tenant_id, currency=currency, sku=sku, pool="")
+    recall.bring_back(tenant_id=tenant_id, currency=currency, purses=purses, needed_pico=offer.price_pico)
     missing = services.deployment_hold_fill(
         tenant_id=tenant_id, currency=currency, deployment_id=package.id, purses=purses, needed_pico=offer.price_pico
     )

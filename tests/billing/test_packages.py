@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import redis
 
 from billing import months
 from billing.core.packages import Bought, Used, cover
@@ -11,11 +12,15 @@ from billing.ingest import events_ingest
 from billing.models import Invoice, InvoiceLine
 from billing.packages import package_buy
 from billing.services import sheet_publish
+from kernel import wire
 from kernel.ids import derived_id
 from kernel.pricing import OUT, Package, Rate, Sheet
 from kernel.problems import Problem
 from kernel.usage import UsageEvent
 from tests.billing.harbour import LONG_AGO, REGION, UNIT, Harbour, harbour
+from tests.billing.test_lender import want
+from tests.billing.test_scoped import give, left
+from tests.services import wait_until
 
 # A month that nothing else in the suite writes to.
 START = datetime(2032, 9, 10, tzinfo=UTC)
@@ -35,6 +40,18 @@ def buy(berth: Harbour, key: str = "first", name: str = "million") -> object:
     return package_buy(
         tenant_id=berth.tenant_id, sku=berth.sku, region=REGION, name=name, idem_key=key, actor="ann", now=START
     ).id
+
+
+def test_a_package_is_bought_with_money_that_is_lent_out_the_models_credit_first(
+    database: None, gateway_redis: "redis.Redis", lender_at_work: None
+) -> None:
+    berth = world(money=UNIT // 5)
+    credit = give(berth, berth.sku.split(":")[0], amount=UNIT // 10)
+    gateway_redis.rpush(wire.WANT, wire.dumps(want(berth, UNIT // 5)[0]))
+    wait_until(lambda: berth.held() == {"promo": UNIT // 10, "prepaid": UNIT // 5}, "lending")
+    buy(berth)
+    assert left(credit) == 0
+    assert berth.posted() == {"prepaid": UNIT // 10, "revenue": UNIT // 5}
 
 
 def use(berth: Harbour, hours: float, out: int) -> UsageEvent:
