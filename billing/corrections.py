@@ -26,6 +26,9 @@ from kernel.pricing import Rate, total
 from kernel.problems import CONFLICT, INVALID_PARAMETER, NOT_FOUND, Problem
 from tenants.services import audit_write
 
+# Of a parked correction: the event that it waits for is on the books.
+BOOKED = Exists(UsageEvent.objects.filter(event_id=OuterRef("corrects")))
+
 
 class NotYet(LookupError):
     """The usage event to correct is not on the books."""
@@ -52,12 +55,9 @@ def correction_park(*, arguments: Mapping[str, Any], actor: str) -> Quarantine:
 
 
 def parked_list(*, now: datetime) -> "QuerySet[Quarantine]":
-    """Parked corrections, the oldest first, whose usage event is booked and that nobody asked for again since."""
+    """Parked corrections that nobody asked for again, the oldest first; those whose event came are `BOOKED`."""
     return Quarantine.objects.filter(
-        Exists(UsageEvent.objects.filter(event_id=OuterRef("corrects"))),
-        ~Exists(Operation.objects.filter(id=OuterRef("id"))),
-        corrects__isnull=False,
-        at__gt=now - OLDEST - AHEAD,
+        ~Exists(Operation.objects.filter(id=OuterRef("id"))), corrects__isnull=False, at__gt=now - OLDEST - AHEAD
     ).order_by("at")
 
 

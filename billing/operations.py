@@ -87,7 +87,9 @@ def corrections_apply(*, now: datetime | None = None) -> int:
     """
     done = 0
     with alone("billing", "corrections") as granted:
-        for parked in corrections.parked_list(now=now or utcnow()) if granted else ():
+        if not granted:
+            return 0
+        for parked in corrections.parked_list(now=now or utcnow()).filter(corrections.BOOKED):
             asked = json.loads(parked.payload)
             with ledger.apart(what=f"the parked correction {parked.id}"):
                 operation_ask(action=CORRECT, **asked, operation_id=parked.id)

@@ -16,6 +16,7 @@ from billing import holds, services
 from billing.invoicing import invoice_draft
 from billing.meter import gateway_pull
 from billing.models import GatewayJournal, Invoice, PriceSheet
+from billing.operations import corrections_apply
 from billing.selectors import balance_for
 from controlplane.listings import UnratedListing, listings_are_rated, listings_unrated, skus_on_sale
 from inference.models import Pool
@@ -74,6 +75,10 @@ def test_a_correction_of_what_is_still_on_its_way_waits_for_it(database: None) -
     event = berth.event()
     said = billing("correct", event.event_id, json.dumps({OUT: -5}), "garbled")
     assert said == f"a correction by ann waits for usage event {event.event_id}"
+    assert said in billing("waiting")
+    berth.ingest(event)
+    corrections_apply()
+    assert said not in billing("waiting")
 
 
 def test_a_tenant_is_suspended_and_let_back_by_hand_with_a_reason(database: None) -> None:

@@ -15,6 +15,7 @@ from django.db import transaction
 
 from billing import months, selectors
 from billing.access import access_invoice
+from billing.corrections import parked_list
 from billing.invoicing import invoice_issue
 from billing.meter import boot_forget
 from billing.models import Invoice, Operation, Quarantine
@@ -24,6 +25,7 @@ from billing.services import sheet_publish
 from billing.settling import credit_note_issue, invoice_void
 from controlplane.listings import listings_unrated
 from kernel import ids
+from kernel.clock import utcnow
 from kernel.pricing import sheet_from_body
 from kernel.problems import Problem
 from tenants.services import quota_set, standing_set
@@ -91,8 +93,10 @@ def _money(action: str) -> Callable[[Options], str]:
 
 
 def _waiting(_: Options) -> str:
-    rows = Operation.objects.filter(status="waiting").order_by("asked_at")
-    return "\n".join(f"{row.id} {row} (asked by {row.asked_by})" for row in rows) or "nothing waits"
+    asked = Operation.objects.filter(status="waiting").order_by("asked_at")
+    lines = [f"{row.id} {row} (asked by {row.asked_by})" for row in asked]
+    lines += [f"{row.id} {row.reason}" for row in parked_list(now=utcnow())]
+    return "\n".join(lines) or "nothing waits"
 
 
 def _moved(invoice: Invoice) -> str:
@@ -188,7 +192,7 @@ ACTS = {
         ("event", "counts", "reason"),
         lambda o: _ask("correct", o, event_id=o["event"], counts=o["counts"], reason=o["reason"]),
     ),
-    "waiting": Act("list what waits for a second person", (), _waiting),
+    "waiting": Act("list what waits: for a second person, or for the usage that it corrects", (), _waiting),
     "approve": Act(
         "do what waits, as a second person",
         ("operation",),
