@@ -13,6 +13,7 @@ from django.db.models import Sum
 
 from billing import corrections, ledger, scoped, services, settling
 from billing.advisory import alone
+from billing.core.corrections import check_deltas
 from billing.models import Invoice, LedgerTx, Operation, PriceSheet, Quarantine, RatedLine, UsageEvent
 from billing.models.operations import ALONE, DONE, REFUSED, WAITING
 from kernel import money
@@ -181,10 +182,11 @@ def _reversal_worth(arguments: Arguments) -> Worth:
 
 def _correction_worth(arguments: Arguments) -> Worth:
     """At most what the deltas cost at the event's own rates: a cumulative rounding may be a pico less."""
-    event = UsageEvent.objects.filter(event_id=UUID(arguments["event_id"])).first()
+    event_id, counts, _ = (arguments[name] for name in ("event_id", "counts", "reason"))
+    event = UsageEvent.objects.filter(event_id=UUID(event_id)).first()
     if event is None:
         raise corrections.NotYet
-    counts = arguments["counts"]
+    check_deltas(counts)
     amount = sum(
         -(int(counts.get(line.meter_id, 0)) * int(line.num_pico) // line.den)
         for line in RatedLine.objects.filter(event=event)

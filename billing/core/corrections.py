@@ -1,6 +1,7 @@
 """Corrections: rated lines that take quantities back, and what a credit note makes of them in minor units."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from kernel.money import MINOR_DIGITS, div_half_even
 from kernel.pricing import METERS, Rate, RatedLine
@@ -10,9 +11,13 @@ class TooMuch(ValueError):
     """More than is left of an event: the sentence for the person who asked."""
 
 
-def check_deltas(counts: Mapping[str, int]) -> None:
+def check_deltas(counts: Any) -> None:
     """ValueError for what no correction can be."""
-    if not counts or any(type(delta) is not int or delta >= 0 for delta in counts.values()):
+    if (
+        not isinstance(counts, Mapping)
+        or not counts
+        or any(type(delta) is not int or delta >= 0 for delta in counts.values())
+    ):
         raise ValueError("counts holds a negative whole number per meter")
 
 

@@ -11,6 +11,7 @@ from django.db import IntegrityError, transaction
 from billing.corrections import usage_correct
 from billing.models import LedgerTx, Operation, Quarantine
 from billing.operations import operation_approve, operation_ask, operation_refuse
+from kernel.ids import new_id
 from kernel.problems import Problem
 from tests.billing.harbour import UNIT, Harbour, as_system_in_a_thread, harbour, run
 from tests.billing.test_corrections import issued
@@ -139,8 +140,10 @@ def test_fault_66_two_admins_refund_the_same_line_and_the_second_is_refused(data
         ("topup", {"tenant_id": "x"}, "malformed"),
         ("topup", {"tenant_id": str(uuid4()), "amount": "1", "idem_key": "k"}, "no tenant"),
         ("reverse", {"tx_id": str(uuid4())}, "no transaction"),
-        ("correct", {"event_id": str(uuid4()), "counts": {}}, "no usage event"),
-        ("correct", {"event_id": "x", "counts": {}}, "malformed"),
+        ("correct", {"event_id": str(uuid4()), "counts": {}, "reason": "r"}, "no usage event"),
+        ("correct", {"event_id": "x", "counts": {}, "reason": "r"}, "malformed"),
+        ("correct", {"event_id": str(new_id()), "counts": [1], "reason": "r"}, "negative whole"),
+        ("correct", {"event_id": str(new_id()), "counts": {"out": -1}}, "malformed: 'reason'"),
         ("pay", {"invoice_id": str(uuid4()), "received": "1"}, "no invoice"),
     ],
 )
