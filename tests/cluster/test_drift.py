@@ -91,7 +91,7 @@ def test_what_another_manager_added_survives_our_apply(site, tenant):
 @pytest.mark.parametrize(
     "drift",
     [
-        {"spec": {"progressDeadlineSeconds": 7}},
+        {"spec": {"progressDeadlineSeconds": 70}},
         {"spec": {"template": {"metadata": {"labels": {"moorage.dev/spec-hash": "x"}}}}},
         {"metadata": {"labels": {"moorage.dev/generation": "99"}}},
         {"metadata": {"labels": {"moorage.dev/tenant": None}}},

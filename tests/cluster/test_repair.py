@@ -17,7 +17,7 @@ FOREIGN = {"metadata": {"annotations": {"example.com/cost-centre": "42"}}}
 WORKLOAD, QUOTA = ("apis/apps/v1", "deployments"), ("api/v1", "resourcequotas")
 DRIFTS = {
     "image": (WORKLOAD, {"spec": {"template": {"spec": {"containers": [{"name": "engine", "image": "x/y:9"}]}}}}),
-    "deadline": (WORKLOAD, {"spec": {"progressDeadlineSeconds": 7}}),
+    "deadline": (WORKLOAD, {"spec": {"progressDeadlineSeconds": 70}}),
     "replicas": (WORKLOAD, {"spec": {"replicas": 0}}),
     "label": (WORKLOAD, {"metadata": {"labels": {"moorage.dev/tenant": None}}}),
     "quota": (QUOTA, {"spec": {"hard": {"pods": "1000"}}}),

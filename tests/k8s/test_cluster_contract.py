@@ -44,7 +44,7 @@ def test_applying_the_same_again_changes_nothing(running):
 def test_a_drifted_object_is_repaired_by_the_next_apply(running):
     [wanted] = deployment_objects(spec(replicas=0), POOL)
     drifted = copy.deepcopy(wanted)
-    drifted["spec"]["progressDeadlineSeconds"] = 7
+    drifted["spec"]["progressDeadlineSeconds"] = 70
     running.cluster.apply([drifted])
     [repaired] = running.cluster.apply([wanted])
     assert repaired.error is None
