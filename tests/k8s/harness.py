@@ -117,14 +117,14 @@ class Place:
         observed = self.seen(deployment_id)
         return observed.pods if observed else ()
 
-    def ready(self, count=1, deployment_id=DEPLOYMENT):
+    def ready(self, count=1, deployment_id=DEPLOYMENT, timeout_s=20.0):
         """Wait until `count` pods are ready and nothing else is under way; the pods."""
 
         def settled():
             observed = self.seen(deployment_id)
             return observed and observed.settled and observed.ready == count
 
-        until(settled)
+        until(settled, timeout_s)
         return self.pods(deployment_id)
 
     def container(self):

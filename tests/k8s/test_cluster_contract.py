@@ -13,6 +13,8 @@ from k8s.observe import UNSCHEDULABLE
 from tests.k8s.harness import DEPLOYMENT, POOL, SLOT, TENANT, TENANT_OBJECTS, ask, spec, until
 
 REFS = deployment_refs(TENANT, DEPLOYMENT)
+# An old engine stays for the seconds in which a new one proves itself.
+ROLLED_S = 60.0
 
 
 @pytest.fixture(params=["local"])
@@ -210,7 +212,7 @@ def test_a_surging_update_keeps_the_old_engine_until_the_new_one_is_ready(runnin
     apply(running, surge=True, generation=2, fake={"load_s": 1})
     until(lambda: len(running.pods()) == 2)
     assert ask(old.address)["pid"]
-    [new] = running.ready()
+    [new] = running.ready(timeout_s=ROLLED_S)
     assert new.uid != old.uid
     assert new.spec_hash == running.seen().spec_hash
 
@@ -230,5 +232,5 @@ def test_an_update_without_surge_ends_the_old_engine_first(running):
     apply(running, replicas=2)
     before = running.ready(2)
     apply(running, replicas=2, generation=2, fake={"load_s": 0.1})
-    after = running.ready(2)
+    after = running.ready(2, timeout_s=ROLLED_S)
     assert not {pod.uid for pod in before} & {pod.uid for pod in after}
