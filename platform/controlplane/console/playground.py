@@ -11,6 +11,8 @@ import httpx2
 from django.conf import settings
 from django.utils.translation import gettext as _
 
+from controlplane.console.sentences import told
+
 ALLOWED = ("model", "messages", "max_tokens", "temperature")
 TIMEOUT = httpx2.Timeout(300, connect=5)
 
@@ -53,6 +55,8 @@ def _error(raw: bytes) -> dict[str, Any]:
         error = json.loads(raw)["error"]
     except (ValueError, KeyError, TypeError):
         return _message(_("The gateway refused the request without saying why."))
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        error["message"] = told(error["message"])
     return {"error": error}
 
 

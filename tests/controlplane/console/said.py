@@ -28,6 +28,14 @@ OTHERS = (
     "billing/services.py",
     "billing/settling.py",
     "inference/access.py",
+    "inference/gateway/admission.py",
+    "inference/gateway/authn.py",
+    "inference/gateway/completions.py",
+    "inference/gateway/core/request.py",
+    "inference/gateway/engine_errors.py",
+    "inference/gateway/projection.py",
+    "inference/gateway/routing.py",
+    "inference/gateway/server.py",
     "inference/selectors.py",
     "inference/services.py",
     "platform/controlplane/console",
@@ -56,7 +64,7 @@ def _tree(path: Path) -> ast.Module:
 def _problems(tree: ast.Module) -> Iterator[ast.expr]:
     """The second argument of each Problem; where that is a name, what was assigned to it."""
     for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         inside = list(ast.walk(function))
         texts = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from django.conf import settings
+from django.utils.translation import override
 
 from controlplane.console import playground
 
@@ -121,3 +122,12 @@ def test_when_the_browser_leaves_the_gateway_sees_the_hang_up(monkeypatch):
 
     asyncio.run(leave_after_the_first_event())
     assert gateway.hung_up.is_set()
+
+
+def test_what_the_gateway_refuses_is_said_in_the_readers_language(monkeypatch):
+    refusal = {"error": {"message": "The endpoint is paused; resume it in the console.", "code": "no_replica_ready"}}
+    with override("zh-hans"):
+        arrived = asyncio.run(
+            collect(Gateway(response("503 Service Unavailable", json.dumps(refusal).encode())), monkeypatch)
+        )
+    assert json.loads(arrived.removeprefix(b"data: "))["error"]["message"].startswith("端点已暂停")
