@@ -6,7 +6,8 @@ from pathlib import Path
 
 from controlplane.embedded.environment import ROOT
 
-# Of these modules every text of three words or more is for people; of the others what a Problem says.
+# Of these modules every text of three words or more is for people, but what goes into logs and SQL; of the others
+# what a Problem says.
 WORDY = (
     "inference/core/decide.py",
     "inference/core/placement.py",
@@ -48,7 +49,7 @@ def sentences() -> set[str]:
     """Every sentence, its values as `%(1)s`, `%(2)s`…"""
     found: set[str] = set()
     for name in WORDY:
-        found.update(text for text in _texts(_tree(ROOT / name)) if text.count(" ") >= 2 and "SELECT" not in text)
+        found.update(text for text in _texts(_tree(ROOT / name)) if text.count(" ") >= 2 and "%s" not in text)
     for name in OTHERS:
         path = ROOT / name
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:

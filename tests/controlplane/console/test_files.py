@@ -62,9 +62,9 @@ def test_every_sentence_of_the_console_is_translated(language: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_sentence_that_services_say_is_translated_and_no_other(language: str) -> None:
+def test_every_sentence_that_services_say_is_translated(language: str) -> None:
     translated = {entry.msgid for entry in _catalogue(language) if entry.msgctxt == CONTEXT and entry.translated()}
-    assert translated == sentences()
+    assert sorted(sentences() - translated) == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
