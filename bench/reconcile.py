@@ -1,10 +1,11 @@
 """How fast endpoints asked for over the API reach a cluster, against a bare loop of the same applies.
 
 A real API server with scheduler and controllers, nodes that say of every pod that it is ready, and the whole
-product as `manage.py up` runs it; twenty tenants ask for endpoints, first 100, then 1,000 more and with
-MOORAGE_SOAK=1 another 10,000 (arguments name other sizes). A size is over once every endpoint serves; its figures are of that step alone. Then all is read anew (a
-new watcher, sweeps) and drift is repaired. The limit is a fresh control plane with the same nodes, and nothing but
-the objects that ours had applied, sent again by as many threads. Pods answer on loopback addresses of their own.
+product as `manage.py up` runs it; twenty tenants ask for endpoints, first 100, then 1,000 more, and with
+MOORAGE_SOAK=1 another 10,000 (arguments name other sizes). A size is over once every endpoint serves; its figures
+are of that step alone. Then all is read anew (a new watcher, sweeps) and drift is repaired. The limit is a fresh
+control plane with the same nodes, and nothing but the objects that ours had applied, sent again by as many threads.
+Pods answer on loopback addresses of their own.
 """
 
 import asyncio
