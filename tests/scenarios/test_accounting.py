@@ -168,6 +168,7 @@ class Window:
 def mixture(moorage: Moorage, model: str, count: int, *, seed: int, aborts: bool) -> Window:
     """Send so many requests, eight at a time; what their events say and what the engine counted."""
     _, key = new_tenant(moorage, 10**15, rpm=1_000_000)
+    wait_until(lambda: moorage.chat(model, key=key).status == 200, "money at the gateway")
     wait_until(lambda: quiet(moorage, model), "a quiet engine", 120)
     began_s, before = time.time(), engine_counters(moorage, model)
     with ThreadPoolExecutor(8) as pool:
