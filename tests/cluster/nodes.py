@@ -28,8 +28,9 @@ MERGE = "application/merge-patch+json"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 _TURN_S = 0.05
-# A control plane that was away has taken its nodes for silent, and may still do so when it is back.
-_DOUBTED_S = 20.0
+# A control plane that was away takes its nodes for silent, until its controllers have read everything anew: they back
+# off for up to a minute.
+_DOUBTED_S = 90.0
 
 
 def machine(name, *, labels=None, resources=None, taints=(), arch="amd64", cpu=128):

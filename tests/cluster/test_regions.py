@@ -77,7 +77,8 @@ def test_a_region_whose_api_server_is_gone_leaves_the_other_untouched(near, far)
     finally:
         far.site.plane.restart("kube-apiserver")
     far.change(there, "scale", replicas=2)
-    far.moorage.until_phase(there, "running", 90)
+    # Its controllers back off for up to a minute before they read what is there, and its nodes look lost till then.
+    far.moorage.until_phase(there, "running", 180)
     until(lambda: far.moorage.call("GET", f"/endpoints/{there}").body["serving"] == 2, 90)
     for region, endpoint_id in ((near, here), (far, there)):
         ends(region, endpoint_id)
