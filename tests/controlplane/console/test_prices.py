@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from django.conf import settings
 
 from billing.services import sheet_publish
-from controlplane.console import words
+from controlplane.console import tariffs, words
 from controlplane.console.tariffs import tariff
 from kernel.clock import utcnow
 from kernel.money import PICO
@@ -91,13 +91,15 @@ def test_the_price_page_and_the_release_page_show_everything_that_is_on_sale(per
         assert "Your contract" not in page
 
 
-def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_list_price_beside(newcomer, prices):
+def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_list_price_beside(
+    newcomer, prices, monkeypatch
+):
     owner, other = newcomer(), newcomer()
     contract = Sheet(
         SHARED,
         settings.REGION,
         "USD",
-        utcnow() - timedelta(hours=1),
+        utcnow() + timedelta(minutes=11),
         PRICES,
         tenant_id=str(owner.tenant.id),
         windows=BY_THE_CLOCK.windows,
@@ -107,6 +109,7 @@ def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_li
         packages=BY_THE_CLOCK.packages,
     )
     sheet_publish(sheet=contract, actor="test")
+    monkeypatch.setattr(tariffs, "utcnow", lambda: contract.effective_from)
     page = owner.get("/catalogue/tiny-deepseek").content.decode()
     assert Markup(page).faults == []
     for shown in ("Your contract", "List price", "Mon–Fri 09:00–12:00", "UTC+08:00", "12.5 %", "starter", "50,000,000"):
