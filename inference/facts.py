@@ -12,22 +12,22 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Prefetch, QuerySet
 
-from inference import ports
+from inference import ports, silence
 from inference.billable import publish_fact
 from inference.clock import database_now
 from inference.core import facts as encoding
+from inference.core.pools import nodes_offered
 from inference.core.replicas import ALIVE, TO, Change, Life, follow, slot
 from inference.core.words import ReplicaState
 from inference.hints import due_mark, hint
-from inference.models import ClusterListing, Deployment, Endpoint, Observed, Replica
-from k8s.cluster import Cluster, Snapshot
+from inference.models import ClusterListing, Deployment, Endpoint, Observed, Pool, Replica
+from k8s.cluster import Cluster, Object, Snapshot
 from k8s.observe import Observed as Facts
 from k8s.observe import observe
 from kernel import wire
 
 log = logging.getLogger(__name__)
 
-LONG_LISTING_S = 1.0
 # Deployments that are written in one transaction.
 AT_ONCE = 100
 _STANDING = Prefetch("replica_rows", Replica.objects.exclude(state=ReplicaState.GONE), to_attr="standing")
@@ -35,23 +35,23 @@ _STANDING = Prefetch("replica_rows", Replica.objects.exclude(state=ReplicaState.
 
 def record_listing(cluster_name: str, cluster: Cluster) -> Snapshot:
     """List a cluster whole, record what differs, publish every pod. May raise UnreachableError."""
-    as_of = database_now()
-    snapshot = cluster.list()
-    record(cluster_name, observe(snapshot), as_of=as_of)
-    ClusterListing.objects.update_or_create(cluster=cluster_name, defaults={"listed_at": as_of})
-    publish_pods(_live(cluster_name).filter(observed__isnull=False))
+    with silence.listing(cluster_name):
+        as_of = database_now()
+        snapshot = cluster.list()
+        silence.silence_end(cluster_name)
+        pools_follow(cluster_name, snapshot.nodes)
+        record(cluster_name, observe(snapshot), as_of=as_of)
+        ClusterListing.objects.filter(cluster=cluster_name).update(listed_at=as_of)
+        publish_pods(_live(cluster_name).filter(observed__isnull=False))
     return snapshot
 
 
-def listing_age_s(cluster_name: str) -> float:
-    """How long ago the last listing of a cluster began; infinite where there was none."""
-    listing = ClusterListing.objects.filter(cluster=cluster_name).first()
-    return (database_now() - listing.listed_at).total_seconds() if listing else float("inf")
-
-
-def rest_s(listing_s: float) -> float:
-    """How long to leave a cluster alone after a listing that took so long: a long one takes a fifth of the time."""
-    return 4 * listing_s if listing_s > LONG_LISTING_S else 0.0
+def pools_follow(cluster_name: str, nodes: Collection[Object]) -> None:
+    """Bring what each node of a cluster's pools offers up to date: nodes join, leave and change."""
+    for pool in Pool.objects.filter(cluster=cluster_name).order_by("id"):
+        offered = nodes_offered(nodes, pool.node_selector, pool.resource_name)
+        if pool.nodes != offered:
+            Pool.objects.filter(id=pool.id).update(nodes=offered)
 
 
 def record(

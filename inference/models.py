@@ -70,16 +70,22 @@ class ClusterAccess(models.Model):
 
 
 class ClusterListing(models.Model):
-    """When a cluster was last listed whole: the last proof of life of everything that was in it."""
+    """When a cluster was last listed whole: the last proof of life of everything that was in it.
+
+    No sweep lists it before `rests_until`. `silent_at` is since when it keeps whoever asks waiting, null while it
+    answers.
+    """
 
     cluster = models.TextField(primary_key=True)
-    listed_at = models.DateTimeField()
+    listed_at = models.DateTimeField(null=True)
+    rests_until = models.DateTimeField(null=True)
+    silent_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "cluster_listing"
 
     def __str__(self) -> str:
-        return f"{self.cluster} at {self.listed_at:%FT%TZ}"
+        return f"{self.cluster} at {self.listed_at:%FT%TZ}" if self.listed_at else self.cluster
 
 
 class Endpoint(models.Model):

@@ -1,7 +1,6 @@
 """The sweep: read every cluster that nobody has read lately, then pass over what is due. It alone is enough."""
 
 import logging
-import time
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -14,27 +13,23 @@ from inference.hints import due_mark
 from inference.models import Deployment, Endpoint
 from inference.orphans import orphans_sweep
 from inference.reconciler.run import drain
+from inference.silence import turn_take
 from k8s.cluster import UnreachableError
 from tenants.models import Standing
 
 log = logging.getLogger(__name__)
 
-# A cluster that its watcher has listed so lately needs no other listing.
+# A cluster that its watcher asks at least so often needs no other listing.
 WATCHED_S = 15.0
-# By cluster: how long this process took to list it.
-_took_s: dict[str, float] = {}
 
 
 def sweep() -> int:
     """Facts of every cluster, then a pass over every due endpoint; how many endpoints they took."""
     for name in clusters.names():
-        if facts.listing_age_s(name) < WATCHED_S + facts.rest_s(_took_s.get(name, 0.0)):
-            continue
         try:
-            began_s = time.monotonic()
             cluster = clusters.cluster(name)
-            orphans_sweep(cluster, facts.record_listing(name, cluster))
-            _took_s[name] = time.monotonic() - began_s
+            if turn_take(name, idle_s=WATCHED_S):
+                orphans_sweep(cluster, facts.record_listing(name, cluster))
         except UnreachableError as error:
             log.warning("cluster %s does not answer, its facts stay as they are: %s", name, error)
     due_mark(list(due()))

@@ -15,6 +15,7 @@ from django.db import close_old_connections
 from inference import clusters, facts
 from inference.clock import database_now
 from inference.orphans import orphans_sweep
+from inference.silence import rest_s
 from k8s.cluster import Change, Cluster, Object, Ref, Snapshot, UnreachableError
 from k8s.observe import deployment_id_of, observe
 from k8s.ownership import owned
@@ -96,7 +97,7 @@ def follow(name: str, source: Cluster, stop: threading.Event) -> None:
     began = time.monotonic()
     listed = facts.record_listing(name, source)
     orphans_sweep(source, listed)
-    follow_s = max(FOLLOW_S, facts.rest_s(time.monotonic() - began))
+    follow_s = max(FOLLOW_S, rest_s(time.monotonic() - began))
     view, touched = View(listed), set[UUID]()
     for change in source.changes(listed.version, timeout_s=follow_s):
         if stop.is_set() or change.object["kind"] == "Node":

@@ -52,10 +52,11 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The cluster could not say: try again in `after_s` seconds."""
+    """The cluster could not say: try again in `after_s` seconds. `silent` where nobody answered in time."""
 
     after_s: float
     message: str
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,10 @@ class Change:
 
 class UnreachableError(Exception):
     """The cluster did not answer a read; nothing is known about it right now."""
+
+
+class SilentError(UnreachableError):
+    """It took the call and said nothing in the time it had: whoever asks next would wait as long."""
 
 
 class Cluster(Protocol):

@@ -38,9 +38,9 @@ def pool_fields(entry: Any, nodes: Iterable[Object], accelerators: Collection[st
     if not isinstance(entry.get("capacity", 0), int) or entry.get("capacity", 0) < 0:
         raise _fault(name, "capacity", "is a whole number of accelerators, 0 or more")
     selector = _mapping(entry, "node_selector") or {POOL_LABEL: name}
-    own = [node for node in nodes if selector.items() <= node["metadata"].get("labels", {}).items()]
+    own = _picked(nodes, selector)
     texts = {field: str(entry.get(field, default)) for field, default in _TEXTS.items()}
-    offered = {node["metadata"]["name"]: _offered(node, texts["resource_name"]) for node in own}
+    offered = nodes_offered(own, selector, texts["resource_name"])
     return {
         "name": name,
         "accelerator": entry["accelerator"],
@@ -56,6 +56,11 @@ def pool_fields(entry: Any, nodes: Iterable[Object], accelerators: Collection[st
     }
 
 
+def nodes_offered(nodes: Iterable[Object], selector: Mapping[str, str], resource_name: str) -> dict[str, int]:
+    """Accelerators of each node that a pool's selector picks; one where there is no resource to count them by."""
+    return {node["metadata"]["name"]: _offered(node, resource_name) for node in _picked(nodes, selector)}
+
+
 def _fault(pool: str, field: str, why: str) -> Problem:
     return Problem(INVALID_PARAMETER, f"pool {pool!r}: {field} {why}", param=field)
 
@@ -67,9 +72,12 @@ def _mapping(entry: Mapping[str, Any], field: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _picked(nodes: Iterable[Object], selector: Mapping[str, str]) -> list[Object]:
+    return [node for node in nodes if selector.items() <= node["metadata"].get("labels", {}).items()]
+
+
 def _offered(node: Object, resource_name: str) -> int:
-    """Accelerators that a node offers; one where the pool has no resource to count them by."""
-    return int(node["status"]["allocatable"].get(resource_name, 0)) if resource_name else 1
+    return int(node.get("status", {}).get("allocatable", {}).get(resource_name, 0)) if resource_name else 1
 
 
 def _arch(name: str, nodes: Iterable[Object]) -> str:

@@ -116,6 +116,8 @@ def _ready(row: EndpointRow, deployment: DeploymentRow, parts: tuple[Condition, 
     count = f"{serving} of {wanted} replicas serve"
     if deployment.seen is not None and deployment.seen.reason == NODE_LOST:
         count = f"{count}; {deployment.seen.message}"
+    elif deployment.fault is not None:
+        count = f"{count}; {deployment.fault.message}"
     accepted = parts[0]
     if accepted.status == c.FALSE:
         # Engines of what was accepted before go on; nothing newer can be had.

@@ -76,13 +76,16 @@ class Claim:
 
 
 def claim(wanted: QuerySet[Endpoint], most: int) -> Claim:
-    """A claim on the first of `wanted` that nobody works on; those that are archived stay out."""
+    """A claim on the first of `wanted` that nobody works on; those that are archived stay out.
+
+    All are of the first one's region: no region waits for another's cluster.
+    """
     free = Q(lock_until__isnull=True) | Q(lock_until__lt=database_after(timedelta()))
     token = new_id()
     with transaction.atomic():
         rows = wanted.filter(free, archived_at__isnull=True).select_for_update(skip_locked=True, of=("self",))
-        found = rows.values_list("id", flat=True)[:most]
-        held = Claim(token, tuple(sorted(found)))
+        found = list(rows.values_list("id", "region")[:most])
+        held = Claim(token, tuple(sorted(each for each, region in found if region == found[0][1])))
         if held.endpoint_ids:
             Endpoint.objects.filter(id__in=held.endpoint_ids).update(lock_token=token, lock_until=database_after(LEASE))
     return held

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -26,8 +27,9 @@ from inference.reconciler.load import Loaded
 from inference.rows import update_each
 from inference.selectors import nodes_free
 from inference.services import hold_deployment, hold_subject
+from inference.silence import silence_mark, silences
 from k8s import observe
-from k8s.cluster import Applied, Cluster, Invalid, Object, Quota, Ref, Retry, UnreachableError
+from k8s.cluster import Applied, Cluster, Invalid, Object, Quota, Ref, Retry, SilentError, UnreachableError
 from k8s.desired import deployment_refs, sized_refs
 from k8s.ownership import combined
 from kernel.problems import Problem
@@ -176,20 +178,23 @@ def _apply(held: Claim, jobs: Sequence[Job]) -> dict[UUID, float]:
     for cluster, found in _by_cluster(held, jobs, faults):
         wanted = {job.deployment.id: job.action.objects() for job in found}
         again = {job.deployment.id for job in found if job.deployment.applied == job.action.digest}
-        results = commons.apply(cluster, wanted, _apply_all, again=again)
+        apply_all = partial(_apply_all, until_s=time.monotonic() + PATIENCE_S)
+        results = commons.apply(cluster, wanted, apply_all, again=again)
+        if any(isinstance(item.error, Retry) and item.error.silent for item in chain(*results.values())):
+            silence_mark(found[0].deployment.pool.cluster)
         for job in found:
             row, own = job.deployment, results[job.deployment.id]
-            error = next((item for item in own if item.error is not None), None)
-            if error is not None:
-                faults[row] = _fault(error)
-                after_s[job.endpoint_id] = error.error.after_s if isinstance(error.error, Retry) else 0.0
+            refused = next((item for item in own if item.error is not None), None)
+            if refused is not None:
+                faults[row] = _fault(refused)
+                after_s[job.endpoint_id] = refused.error.after_s if isinstance(refused.error, Retry) else 0.0
                 continue
             kept = {item.ref: item.owned for item in own}
             surplus = [ref for ref in sized_refs(row.tenant_id, row.id) if ref not in kept] if row.applied else []
             try:
                 cluster.delete(surplus, grace_s=None)
-            except UnreachableError as silence:
-                faults[row] = (CLUSTER_UNREACHABLE, str(silence))
+            except UnreachableError as error:
+                faults[row] = _unreachable(row, error)
                 continue
             row.applied, row.owned = job.action.digest, combined(kept)
             accepted.append(row)
@@ -202,18 +207,18 @@ def _delete(held: Claim, jobs: Sequence[Job]) -> None:
     accepted: list[Deployment] = []
     faults: dict[Deployment, tuple[str, str]] = {}
 
-    def delete(cluster: Cluster, row: Deployment) -> str:
+    def delete(cluster: Cluster, row: Deployment) -> UnreachableError | None:
         try:
             cluster.delete(deployment_refs(row.tenant_id, row.id), grace_s=None)
         except UnreachableError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
     for cluster, found in _by_cluster(held, jobs, faults):
         rows = [job.deployment for job in found]
-        silences = _beside(partial(delete, cluster), rows, late=_LATER.message)
-        said = zip(rows, silences, strict=True)
-        faults |= {row: (CLUSTER_UNREACHABLE, silence) for row, silence in said if silence}
+        until_s = time.monotonic() + PATIENCE_S
+        errors = _beside(partial(delete, cluster), rows, until_s=until_s, late=UnreachableError(_LATER.message))
+        faults |= {row: _unreachable(row, error) for row, error in zip(rows, errors, strict=True) if error}
         accepted += [row for row in rows if row not in faults]
     for row in accepted:
         row.applied = DELETED
@@ -223,7 +228,10 @@ def _delete(held: Claim, jobs: Sequence[Job]) -> None:
 
 def _probe(held: Claim, jobs: Sequence[Job]) -> None:
     """Customers reach a pod, and its bill begins, from the token that came through the gateway."""
-    answers = _beside(lambda job: ports.get().probe(job.deployment.id, job.action.pod_uid), jobs, late=False)
+    until_s = time.monotonic() + PATIENCE_S
+    answers = _beside(
+        lambda job: ports.get().probe(job.deployment.id, job.action.pod_uid), jobs, until_s=until_s, late=False
+    )
     with transaction.atomic():
         ours, now = held.lock(), database_now()
         asked = {job.action.pod_uid: job for job, said in zip(jobs, answers, strict=True) if said}
@@ -254,7 +262,15 @@ _WORK: Mapping[type, Callable[[Claim, Sequence[Job]], dict[UUID, float] | None]]
 def _by_cluster(
     held: Claim, jobs: Sequence[Job], faults: dict[Deployment, tuple[str, str]]
 ) -> list[tuple[Cluster, list[Job]]]:
-    """Jobs by the cluster they go to, once their rows say that it may hold something from here on."""
+    """Jobs by the cluster they go to, once their rows say that it may hold something from here on.
+
+    One that is known to be silent is not asked: whoever lists it waits for all.
+    """
+    silent = silences({job.deployment.pool.cluster for job in jobs})
+    for job in jobs:
+        if (said := silent.get(job.deployment.pool.cluster)) is not None:
+            faults[job.deployment] = (CLUSTER_UNREACHABLE, said)
+    jobs = [job for job in jobs if job.deployment not in faults]
     attempt = {"applied": PENDING, "applied_at": database_now()}
     held.deployments.filter(id__in=[job.deployment.id for job in jobs]).update(**attempt)
     ours = held.ours()
@@ -266,20 +282,19 @@ def _by_cluster(
     for name, there in by_name.items():
         try:
             found.append((clusters.cluster(name), there))
-        except UnreachableError as silence:
-            faults |= {job.deployment: (CLUSTER_UNREACHABLE, str(silence)) for job in there}
+        except UnreachableError as error:
+            faults |= {job.deployment: (CLUSTER_UNREACHABLE, str(error)) for job in there}
     return found
 
 
-def _apply_all(cluster: Cluster, lists: Sequence[Sequence[Object]]) -> list[Sequence[Applied]]:
+def _apply_all(cluster: Cluster, lists: Sequence[Sequence[Object]], *, until_s: float) -> list[Sequence[Applied]]:
     late = [[Applied(Ref.of(item), _LATER) for item in objects] for objects in lists]
-    done = _beside(cluster.apply, lists, late=None)
+    done = _beside(cluster.apply, lists, until_s=until_s, late=None)
     return [results if results is not None else later for results, later in zip(done, late, strict=True)]
 
 
-def _beside(call: Callable[[Any], Any], items: Sequence[Any], *, late: Any) -> list[Any]:
-    """The call's result for each item, several at a time; `late` for those that have not begun within PATIENCE_S."""
-    until_s = time.monotonic() + PATIENCE_S
+def _beside(call: Callable[[Any], Any], items: Sequence[Any], *, until_s: float, late: Any) -> list[Any]:
+    """The call's result for each item, several at a time; `late` for those that have not begun by then."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda item: call(item) if time.monotonic() < until_s else late, items))
 
@@ -302,6 +317,12 @@ def _fail(held: Claim, faults: Mapping[Deployment, tuple[str, str]]) -> None:
     for row, (reason, message) in faults.items():
         log.warning("deployment %s: %s: %s", row.id, reason, message)
         held.deployments.filter(id=row.id).update(fault={"reason": reason, "message": message})
+
+
+def _unreachable(row: Deployment, error: UnreachableError) -> tuple[str, str]:
+    if isinstance(error, SilentError):
+        silence_mark(row.pool.cluster)
+    return CLUSTER_UNREACHABLE, str(error)
 
 
 def _fault(result: Applied) -> tuple[str, str]:

@@ -55,7 +55,8 @@ def drain() -> int:
 
 
 def reconcile(*endpoint_ids: UUID) -> int:
-    """One pass over these, due or not; how many of them were ours to take. What it leaves undone is due again."""
+    """One pass over these of one region, due or not; how many of them were ours to take. What it leaves undone is
+    due again."""
     held = claim(Endpoint.objects.filter(id__in=endpoint_ids), len(endpoint_ids))
     _pass(held)
     return len(held.endpoint_ids)

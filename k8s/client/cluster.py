@@ -9,7 +9,7 @@ from k8s.client.connection import APPLY, Connection, RefusedError
 from k8s.client.faults import RETRY_S, classify
 from k8s.client.kinds import Kind
 from k8s.client.watches import follow
-from k8s.cluster import Applied, Change, Invalid, Object, Ref, Retry, Snapshot, UnreachableError
+from k8s.cluster import Applied, Change, Invalid, Object, Ref, Retry, SilentError, Snapshot, UnreachableError
 from k8s.desired import DEPLOYMENT_LABEL
 from k8s.ownership import FIELD_MANAGER, ours, owned
 
@@ -47,7 +47,7 @@ class KubernetesCluster:
                     results.append(self._apply(item, dry_run))
                     continue
                 except UnreachableError as error:
-                    silence = Retry(RETRY_S, str(error))
+                    silence = Retry(RETRY_S, str(error), silent=isinstance(error, SilentError))
             results.append(Applied(_ref(item), silence))
         return results
 

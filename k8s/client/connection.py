@@ -9,13 +9,14 @@ import urllib3
 from kubernetes.client import ApiClient, ApiException, Configuration
 from kubernetes.config import ConfigException, new_client_from_config_dict
 
-from k8s.cluster import Object, UnreachableError
+from k8s.cluster import Object, SilentError, UnreachableError
 
 APPLY = "application/apply-patch+yaml"
 JSON = "application/json"
 
 _USER_AGENT = "moorage"
-_CONNECT_S, _READ_S = 5.0, 30.0
+# More than the ten seconds that an admission webhook has unless told otherwise.
+_CONNECT_S, _READ_S = 5.0, 12.0
 # One per kind that is watched, and as many threads that apply meanwhile.
 _CONNECTIONS = 32
 # What a stream that is being closed under its reader may raise.
@@ -78,7 +79,7 @@ class Connection:
         try:
             data: bytes = response.data
         except _BROKEN as error:
-            raise UnreachableError(f"{method} {path}: {error}") from error
+            raise _unreachable(f"{method} {path}", error) from error
         if response.status >= 400:
             raise _refused(response, data)
         return data.decode(errors="replace")
@@ -100,7 +101,7 @@ class Connection:
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (json.loads(line) for line in lines)
         except _BROKEN as error:
-            raise UnreachableError(f"GET {path}: {error}") from error
+            raise _unreachable(f"GET {path}", error) from error
         finally:
             response.close()
 
@@ -114,7 +115,7 @@ class Connection:
             )
             answer = self._client.call_api(*request, _request_timeout=(_CONNECT_S, read_s))
         except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:
-            raise UnreachableError(f"{method} {path}: {error}") from error
+            raise _unreachable(f"{method} {path}", error) from error
         response: urllib3.HTTPResponse = answer.response
         return response
 
@@ -123,6 +124,11 @@ def _end(response: urllib3.HTTPResponse) -> None:
     """Wake whoever reads from it; one that has ended already has nobody."""
     with contextlib.suppress(ValueError, OSError):
         response.shutdown()
+
+
+def _unreachable(call: str, error: Exception) -> UnreachableError:
+    ran_out = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
+    return (SilentError if ran_out else UnreachableError)(f"{call}: {error}")
 
 
 def _refused(response: urllib3.HTTPResponse, data: bytes) -> RefusedError:

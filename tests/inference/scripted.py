@@ -24,6 +24,8 @@ class ScriptedCluster:
         self.writes = 0
         self.fault = None
         self.is_silent = False
+        node = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node-1"}}
+        self.nodes = ({**node, "status": {"conditions": [{"type": "Ready", "status": "True"}]}},)
         self._ips = itertools.count(1)
 
     def apply(self, objects: Iterable[Object]) -> Sequence[Applied]:
@@ -52,9 +54,7 @@ class ScriptedCluster:
         """Everything; UnreachableError while silent."""
         if self.is_silent:
             raise UnreachableError("nobody answers")
-        node = {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "node-1"}}
-        node["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
-        everything = (tuple(self.objects.values()), tuple(self.pods.values()), (node,))
+        everything = (tuple(self.objects.values()), tuple(self.pods.values()), self.nodes)
         return Snapshot(*copy.deepcopy(everything), "1")
 
     def changes(self, since: str, *, timeout_s: float = 60.0) -> Iterator[Change]:
