@@ -2,12 +2,13 @@
 
 import threading
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
 from k8s.client.cluster import KubernetesCluster
-from k8s.cluster import Quota, Ref, Retry, UnreachableError
+from k8s.cluster import Quota, Ref, Retry, SilentError, UnreachableError
 from k8s.desired import RegionBinding, TenantSpec, deployment_objects, deployment_refs, tenant_objects
 from tests.cluster import proxy as faults
 from tests.cluster.nodes import STRATEGIC, machine
@@ -54,7 +55,10 @@ def test_an_apply_that_nobody_answered_properly_may_be_tried_again(cluster, prox
     began = time.monotonic()
     results = cluster.apply(quota[:1] * 5)
     assert time.monotonic() - began < 2
-    assert [(type(result.error), result.error.after_s) for result in results] == [(Retry, after_s)] * 5
+    silent = fault is faults.hang
+    assert [result.error and replace(result.error, message="") for result in results] == [
+        Retry(after_s, "", silent)
+    ] * 5
     proxy.faults.clear()
     [result] = cluster.apply(quota[:1])
     assert result.error is None
@@ -83,6 +87,16 @@ def test_a_list_that_failed_knows_nothing(cluster, proxy, fault):
         cluster.list()
     proxy.faults.clear()
     assert cluster.list().version
+
+
+def test_a_list_that_nobody_answers_says_that_whoever_asks_would_wait(cluster, proxy):
+    proxy.faults["GET"] = faults.hang
+    with pytest.raises(SilentError):
+        cluster.list()
+    proxy.faults["GET"] = faults.cut
+    with pytest.raises(UnreachableError) as cut:
+        cluster.list()
+    assert not isinstance(cut.value, SilentError)
 
 
 def test_a_log_that_nobody_gave_is_not_an_empty_one(cluster, proxy):

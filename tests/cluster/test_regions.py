@@ -1,7 +1,10 @@
 """Two regions, each a Kubernetes of its own: what is of one never reaches the other, nor does its end."""
 
+from functools import partial
+
 import pytest
 
+from inference.reconciler.perform import CLUSTER_UNREACHABLE
 from k8s.desired import name_of
 from tests.cluster.boot import ControlPlane, build
 from tests.cluster.product import Product, node_of
@@ -60,17 +63,23 @@ def test_an_endpoint_lands_in_its_own_region_and_only_there(near, far):
     near.moorage.assert_books()
 
 
+def goes_on(region, endpoint_id, *, replicas):
+    """The region scales, repairs and creates, each within its usual time."""
+    name = name_of(region.deployment(endpoint_id))
+    region.change(endpoint_id, "scale", replicas=replicas)
+    until(lambda: region.workloads() == {name: replicas}, 60)
+    until(lambda: region.moorage.call("GET", f"/endpoints/{endpoint_id}").body["serving"] == replicas, 60)
+    region.site.patch(region.tenant_id, "deployments", name, {"spec": {"replicas": 0}})
+    stored = partial(region.site.stored, region.tenant_id, "deployments", name)
+    until(lambda: stored()["spec"]["replicas"] == replicas, 30)
+    ends(region, runs(region, "new"))
+
+
 def test_a_region_whose_api_server_is_gone_leaves_the_other_untouched(near, far):
     here, there = runs(near, "here"), runs(far, "there")
-    name = name_of(near.deployment(here))
     far.site.plane.stop("kube-apiserver")
     try:
-        near.change(here, "scale", replicas=2)
-        until(lambda: near.workloads() == {name: 2}, 60)
-        until(lambda: near.moorage.call("GET", f"/endpoints/{here}").body["serving"] == 2, 60)
-        near.site.patch(near.tenant_id, "deployments", name, {"spec": {"replicas": 0}})
-        until(lambda: near.site.stored(near.tenant_id, "deployments", name)["spec"]["replicas"] == 2, 30)
-        ends(near, runs(near, "new"))
+        goes_on(near, here, replicas=2)
         # Nobody can say anything new of the other region, and its engines go on.
         assert near.moorage.call("GET", f"/endpoints/{there}").body["phase"] == "running"
         assert near.moorage.chat(there).status == 200
@@ -81,5 +90,21 @@ def test_a_region_whose_api_server_is_gone_leaves_the_other_untouched(near, far)
     far.moorage.until_phase(there, "running", 180)
     until(lambda: far.moorage.call("GET", f"/endpoints/{there}").body["serving"] == 2, 90)
     for region, endpoint_id in ((near, here), (far, there)):
+        ends(region, endpoint_id)
+    near.moorage.assert_books()
+
+
+def test_a_region_whose_api_server_says_nothing_holds_up_no_other(near, far):
+    here, there = runs(near, "here"), runs(far, "there")
+    with far.site.plane.silenced("kube-apiserver"):
+        waits = far.create("waits")
+        far.change(there, "scale", replicas=2)
+        goes_on(near, here, replicas=2)
+        told = near.moorage.call("GET", f"/endpoints/{waits}").body
+        assert (told["reason"], "has not answered since" in told["message"]) == (CLUSTER_UNREACHABLE, True), told
+        assert near.moorage.chat(there).status == 200
+    far.moorage.until_phase(waits, "running", 180)
+    until(lambda: far.moorage.call("GET", f"/endpoints/{there}").body["serving"] == 2, 90)
+    for region, endpoint_id in ((near, here), (far, there), (far, waits)):
         ends(region, endpoint_id)
     near.moorage.assert_books()

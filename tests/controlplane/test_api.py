@@ -260,6 +260,15 @@ def test_a_scale_names_replicas_or_reserved_tokens(api: Api, body: dict[str, int
     assert "send replicas, or tpm for a reservation" in answer.json()["detail"]
 
 
+def test_a_field_that_a_call_does_not_have_is_refused_and_not_dropped(api: Api) -> None:
+    body = {"name": "tiny", "release": "tiny-deepseek", "paused": True}
+    answer = api.call("POST", "/endpoints", body, **new_key())
+    assert (answer.status_code, answer.json()["param"]) == (400, "paused")
+    fields = "name, release, rung, region, accelerator, replicas, tpm"
+    assert answer.json()["detail"] == f"paused: is no field of this call; it has {fields}"
+    assert api.call("GET", "/endpoints").json()["endpoints"] == []
+
+
 def test_a_release_lists_its_recipes_and_says_where_nothing_can_be_reserved(api: Api) -> None:
     releases = api.call("GET", "/releases").json()["releases"]
     tiny = next(item for item in releases if item["id"] == "tiny-deepseek")

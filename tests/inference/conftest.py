@@ -1,5 +1,6 @@
 """Fixtures of the inference room: a tenant, a pool on a scripted cluster, and ports that are recorded."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -7,8 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from inference import clusters, hints, ports, sweep
+from inference import billable, clusters, facts, hints, ports, sweep
 from inference.clock import database_now
+from inference.core import replicas
 from inference.facts import record_listing
 from inference.models import Endpoint, Pool
 from inference.reconciler import run
@@ -92,6 +94,10 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> Iterator[Neighbours]:
     monkeypatch.setattr(hints, "_sent_at_s", {})
     for module in (hints, run):
         monkeypatch.setattr(module, "FOLD_S", 0.0)
+    # Slots begin with the test: whether a replica is proven again must not hang on the hour at which it is run.
+    began_s = time.time() - 1
+    for module in (replicas, facts, billable):
+        monkeypatch.setattr(module, "slot", lambda at: (at.timestamp() - began_s) // replicas.ALIVE_SLOT_S)
     yield found
     ports._ports[:] = before
 

@@ -1,12 +1,26 @@
 """Input of the provisioning API: shapes and limits; meaning is checked by the services."""
 
+from typing import Any
+
 from rest_framework import serializers
 
 from inference.core.words import Rung
 from tenants.models import Scope
 
 
-class EndpointCreateIn(serializers.Serializer[dict[str, object]]):
+class _Body(serializers.Serializer[dict[str, object]]):
+    """A field that the call does not have is refused: dropped, it would look as if it had been obeyed."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        """As everywhere. ValidationError for the first field that is not ours."""
+        strange = next((name for name in data if name not in self.fields), None) if isinstance(data, dict) else None
+        if strange is not None:
+            known = ", ".join(self.fields)
+            raise serializers.ValidationError({str(strange)[:40]: [f"is no field of this call; it has {known}"]})
+        return super().to_internal_value(data)
+
+
+class EndpointCreateIn(_Body):
     """`region` defaults to this installation's. `tpm` is for rung reserved: tokens a minute to keep."""
 
     name = serializers.CharField(max_length=200)
@@ -18,7 +32,7 @@ class EndpointCreateIn(serializers.Serializer[dict[str, object]]):
     tpm = serializers.IntegerField(default=0, min_value=0)
 
 
-class EndpointScaleIn(serializers.Serializer[dict[str, object]]):
+class EndpointScaleIn(_Body):
     """One of the two: `tpm` of a reservation, `replicas` of any other endpoint."""
 
     replicas = serializers.IntegerField(required=False)
@@ -31,13 +45,13 @@ class EndpointScaleIn(serializers.Serializer[dict[str, object]]):
         return attrs
 
 
-class EndpointUpdateIn(serializers.Serializer[dict[str, object]]):
+class EndpointUpdateIn(_Body):
     """A recipe of the endpoint's release, as GET /releases lists them."""
 
     recipe = serializers.CharField(max_length=64)
 
 
-class ApiKeyCreateIn(serializers.Serializer[dict[str, object]]):
+class ApiKeyCreateIn(_Body):
     """`models` limits a key to endpoint ids; null allows every endpoint of the tenant."""
 
     name = serializers.CharField(max_length=200)
@@ -54,7 +68,7 @@ class ApiKeyCreateIn(serializers.Serializer[dict[str, object]]):
     expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
 
 
-class ApiKeyLimitIn(serializers.Serializer[dict[str, object]]):
+class ApiKeyLimitIn(_Body):
     """Limits to change: per minute, at a time, and caps a month as decimal strings of the tenant's currency."""
 
     rpm = serializers.IntegerField(required=False)
@@ -72,7 +86,7 @@ class Revocation(serializers.Serializer[dict[str, object]]):
     cut = serializers.BooleanField(default=False)
 
 
-class EndpointCapIn(serializers.Serializer[dict[str, object]]):
+class EndpointCapIn(_Body):
     """The most to spend at the endpoint in a month, a decimal string; "0" is no cap."""
 
     cap = serializers.CharField(max_length=40)
