@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import QuerySet, Sum
+from django.db.models import Q, QuerySet, Sum
 
 from billing.core import exports
 from billing.models import (
@@ -36,6 +36,12 @@ FROM rated_line_invoice x JOIN rated_line r ON r.event_id = x.event_id AND r.met
 JOIN usage_event u ON u.event_id = x.event_id
 WHERE x.invoice_id = %(invoice)s AND (%(line)s::int IS NULL OR x.line_no = %(line)s)
 ORDER BY x.line_no, u.event_id, r.meter
+"""
+# A subquery is asked once, whichever way the sheets are read.
+TERMS = """
+SELECT t.currency,
+  (SELECT body FROM price_sheet WHERE sha256 = (SELECT sheet_at(%(sku)s, %(region)s, t.currency, t.id, %(at)s)))
+FROM tenant t WHERE t.id = %(tenant)s
 """
 
 
@@ -111,8 +117,17 @@ def credit_list_for(tenant_id: UUID) -> QuerySet[Credit]:
 
 def purses_of(tenant_id: UUID, currency: str) -> list[str]:
     """The purses that a tenant's keys and deployments may use, in the order in which they are tried."""
-    live = credit_list_for(tenant_id).filter(account__currency=currency)
-    return [*live.values_list("account__purse", flat=True), GENERAL]
+    return list(purses_room(tenant_id, currency))
+
+
+def purses_room(tenant_id: UUID, currency: str) -> dict[str, int]:
+    """Those purses in that order, the general one last → pico-units that new holds may take from each."""
+    live = Q(purse=GENERAL) | Q(credit_of__expires_at__gt=utcnow())
+    rows = LedgerAccount.objects.filter(live, tenant_id=tenant_id, currency=currency, kind__in=SPENDING)
+    purses: dict[str, int] = {}
+    for account in rows.order_by("credit_of__expires_at", "credit_of__id"):
+        purses[account.purse] = purses.get(account.purse, 0) + account.available
+    return purses | {GENERAL: purses.get(GENERAL, 0)}
 
 
 def purses_paying(*, tenant_id: UUID, currency: str, sku: str, pool: str) -> list[str]:
@@ -204,11 +219,20 @@ def sheet_for(*, sku: str, region: str, currency: str, tenant_id: UUID | None, a
     """The price sheet in force at `at`, the tenant's own first; None where nothing is on sale."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT body FROM price_sheet WHERE sha256 = sheet_at(%s, %s, %s, %s::uuid, %s)",
+            "SELECT body FROM price_sheet WHERE sha256 = (SELECT sheet_at(%s, %s, %s, %s::uuid, %s))",
             [sku, region, currency, tenant_id, at],
         )
         row = cursor.fetchone()
     return None if row is None else sheet_from_body(_json(row[0]))
+
+
+def terms_for(*, sku: str, region: str, tenant_id: UUID) -> Sheet:
+    """What a SKU costs a tenant now, in its currency: a sheet without rates where nothing is on sale."""
+    now = utcnow()
+    with connection.cursor() as cursor:
+        cursor.execute(TERMS, {"sku": sku, "region": region, "tenant": tenant_id, "at": now})
+        currency, body = cursor.fetchone()
+    return Sheet(sku, region, currency, now, {}) if body is None else sheet_from_body(_json(body))
 
 
 def sku_unrated(*, sku: str, region: str, currency: str, tenant_id: UUID | None = None) -> list[str]:
@@ -225,7 +249,12 @@ def price_ahead(
     None where the sheet does not price the meter, or there is none.
     """
     sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=at or utcnow())
-    price = sheet and sheet.dearest(meter)
+    return sheet_ahead(sheet, meter, quantity) if sheet else None
+
+
+def sheet_ahead(sheet: Sheet, meter: str, quantity: int) -> int | None:
+    """As `price_ahead`, of a sheet that is at hand."""
+    price = sheet.dearest(meter)
     return -(-quantity * price.num_pico // price.den) if price else None
 
 

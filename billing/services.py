@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import Max, Q, QuerySet, Sum
+from django.db.models import Q, QuerySet, Sum
 
 from billing import ledger, recall, selectors
 from billing.bulk import hex_bytes, insert_rows
@@ -24,12 +24,25 @@ from kernel.problems import (
     UNRATED,
     Problem,
 )
-from kernel.wire import GENERAL
-from tenants.selectors import tenant_get
+from kernel.wire import GENERAL, purses_for
 from tenants.services import audit_write
 
 # A closed hold still pays for slices whose facts are on their way; then the rest goes back.
 CLOSING = timedelta(hours=1)
+# Raises a subject's live holds to what is needed, wholly or not at all; what is missing (zero or less: nothing).
+HOLD_FILL = """
+SELECT more - CASE WHEN more > 0 THEN
+  hold_place(%(tenant)s::uuid, %(currency)s, %(subject)s, generation, transfer, more, true, %(purses)s) ELSE 0 END
+FROM (
+  SELECT %(needed)s::numeric - COALESCE(sum(h.open) FILTER (WHERE h.live), 0) AS more,
+    COALESCE(max(h.generation) FILTER (WHERE NOT h.live), 0) + 1 AS generation,
+    COALESCE(max(h.transfer) FILTER (WHERE h.live), 0) + 1 AS transfer
+  FROM (
+    SELECT h.open, h.generation, h.sealed_at IS NULL AS live,
+      (SELECT max(m.transfer) FROM hold_move m WHERE m.hold_id = h.id) AS transfer
+    FROM hold h JOIN ledger_account a ON a.id = h.account_id
+    WHERE h.subject = %(subject)s AND a.tenant_id = %(tenant)s AND a.currency = %(currency)s) h) held
+"""
 
 
 def accounts_open(*, tenant_id: UUID, currency: str, credit_limit_pico: int | None = None) -> None:
@@ -183,19 +196,18 @@ def sheet_publish(*, sheet: Sheet, actor: str) -> bytes:
     return name
 
 
-@transaction.atomic
 def hold_place(
     *, tenant_id: UUID, deployment_id: UUID, sku: str, region: str, pool: str, accelerator_seconds: int
 ) -> None:
     """Set aside the price of that much time of a dedicated SKU; a repeat tops up to it and places no more.
 
+    One statement places all of it or nothing, so a caller's transaction needs no savepoint around this.
     `pool` is `region/name` of the one that it runs on. Works under the web role inside its tenant's scope.
     Problems: insufficient_balance, unrated.
     """
     _hold_place(tenant_id, deployment_id, sku, region, pool, ACCEL_SECOND, accelerator_seconds)
 
 
-@transaction.atomic
 def reserved_hold_place(*, tenant_id: UUID, endpoint_id: UUID, sku: str, region: str, pool: str, ktpm: int) -> None:
     """Set aside the price of one UTC day of that many kTPM; a repeat tops up to it and places no more.
 
@@ -212,23 +224,19 @@ def deployment_hold_fill(
 
     What is missing (0: done).
     """
-    subject = deployment_subject(deployment_id)
-    live = _live(tenant_id, currency, deployment_id)
-    more = needed_pico - (live.aggregate(total=Sum("open"))["total"] or 0)
-    if more <= 0:
-        return 0
-    closed = Hold.objects.filter(subject=subject, sealed_at__isnull=False)
-    generation = (closed.aggregate(last=Max("generation"))["last"] or 0) + 1
-    transfer = (live.aggregate(last=Max("moves__transfer"))["last"] or 0) + 1
+    wanted: dict[str, Any] = {
+        "tenant": tenant_id,
+        "currency": currency,
+        "subject": deployment_subject(deployment_id),
+        "needed": needed_pico,
+        "purses": purses,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT hold_place(%s::uuid, %s, %s, %s, %s, %s, true, %s)",
-            [tenant_id, currency, subject, generation, transfer, more, purses],
-        )
-        placed = int(cursor.fetchone()[0])
-    if placed == more:
+        cursor.execute(HOLD_FILL, wanted)
+        missing = int(cursor.fetchone()[0])
+    if missing <= 0:
         return 0
-    return max(1, more - selectors.purses_available(tenant_id=tenant_id, currency=currency, purses=purses))
+    return max(1, missing - selectors.purses_available(tenant_id=tenant_id, currency=currency, purses=purses))
 
 
 def hold_close(*, deployment_id: UUID) -> None:
@@ -240,17 +248,16 @@ def hold_close(*, deployment_id: UUID) -> None:
 
 
 def _hold_place(tenant_id: UUID, subject_id: UUID, sku: str, region: str, pool: str, meter: str, quantity: int) -> None:
-    currency = tenant_get(tenant_id).currency
-    unrated = selectors.sku_unrated(sku=sku, region=region, currency=currency, tenant_id=tenant_id)
-    needed = selectors.price_ahead(
-        sku=sku, region=region, currency=currency, tenant_id=tenant_id, meter=meter, quantity=quantity
-    )
+    sheet = selectors.terms_for(sku=sku, region=region, tenant_id=tenant_id)
+    currency, unrated, needed = sheet.currency, sheet.unrated(), selectors.sheet_ahead(sheet, meter, quantity)
     if unrated or needed is None:
         meters = ", ".join(unrated)
         raise Problem(UNRATED, f"{sku} has no price for {meters} in {currency} in region {region}; choose another")
-    held = _live(tenant_id, currency, subject_id).aggregate(total=Sum("open", default=0))["total"]
-    purses = selectors.purses_paying(tenant_id=tenant_id, currency=currency, sku=sku, pool=pool)
-    recall.bring_back(tenant_id=tenant_id, currency=currency, purses=purses, needed_pico=needed - int(held))
+    room = selectors.purses_room(tenant_id, currency)
+    purses = purses_for(list(room), sku, pool=pool)
+    if needed > sum(room[purse] for purse in purses):
+        held = _live(tenant_id, currency, subject_id).aggregate(total=Sum("open", default=0))["total"]
+        recall.bring_back(tenant_id=tenant_id, currency=currency, purses=purses, needed_pico=needed - int(held))
     missing = deployment_hold_fill(
         tenant_id=tenant_id, currency=currency, deployment_id=subject_id, purses=purses, needed_pico=needed
     )

@@ -2,25 +2,38 @@
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import F, Sum
 
 from inference.catalogue_files import catalogue
 from inference.core.catalogue import TPM_STEP, Release
 from inference.core.placement import Placement, place, sentences
 from inference.core.words import Rung
-from inference.models import Deployment, Endpoint, Pool
+from inference.models import Deployment, Pool
 from inference.selectors import carrier_of, offer_of, pool_facts, reserved_tpm
 from kernel.problems import CONFLICT, FORBIDDEN, INVALID_PARAMETER, NO_POOL_FITS, QUOTA_EXCEEDED, Problem
 from tenants.models import TenantKind
-from tenants.selectors import quota_limit, tenant_get
+from tenants.selectors import quota_limits_of, tenant_get
 
 MAX_NAME_LENGTH = 48
 MAX_REPLICAS = 64
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+USED = """
+SELECT count(DISTINCT e.id), COALESCE(sum(d.replicas * d.accelerators), 0), COALESCE(bool_or(e.name = %(name)s), false)
+FROM endpoint e LEFT JOIN deployment d ON d.endpoint_id = e.id
+WHERE e.tenant_id = %(tenant)s AND e.archived_at IS NULL
+"""
+
+
+class Used(NamedTuple):
+    """A tenant's live endpoints, their accelerators, whether one has the name asked about, and its quota's limits."""
+
+    endpoints: int
+    accelerators: int
+    is_named: bool
+    limits: dict[str, int]
 
 
 def name_of(text: str) -> str:
@@ -76,33 +89,39 @@ def check_replicas(replicas: int) -> None:
         raise Problem(INVALID_PARAMETER, f"replicas is from 0 to {MAX_REPLICAS}", param="replicas")
 
 
-def lock_quota(tenant_id: UUID) -> None:
-    """One writer at a time counts a tenant's endpoints: released when the transaction ends."""
+def used_lock(tenant_id: UUID, name: str = "") -> Used:
+    """What a tenant has, which nobody else changes until the transaction ends."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('quota:' || %s, 0))", [str(tenant_id)])
+        cursor.execute(USED, {"tenant": tenant_id, "name": name})
+        endpoints, accelerators, is_named = cursor.fetchone()
+    return Used(endpoints, accelerators, is_named, quota_limits_of(tenant_id))
 
 
-def check_endpoints(tenant_id: UUID) -> None:
+def check_name(used: Used, name: str) -> None:
+    """No live endpoint of the tenant has this name."""
+    if used.is_named:
+        raise Problem(CONFLICT, f"name {name!r} is taken by another endpoint; choose another", param="name")
+
+
+def check_endpoints(used: Used) -> None:
     """One endpoint more is within the tenant's quota."""
-    limit = quota_limit(tenant_id, "endpoints")
-    used = Endpoint.objects.filter(tenant_id=tenant_id, archived_at__isnull=True).count()
-    if used >= limit:
+    limit = used.limits.get("endpoints", 0)
+    if used.endpoints >= limit:
         raise Problem(
             QUOTA_EXCEEDED,
-            f"{used} of {limit} endpoints are in use; delete one or ask for a higher quota",
+            f"{used.endpoints} of {limit} endpoints are in use; delete one or ask for a higher quota",
             param="endpoints",
         )
 
 
-def check_accelerators(tenant_id: UUID, more: int) -> None:
+def check_accelerators(used: Used, more: int) -> None:
     """So many accelerators more are within the tenant's quota."""
-    limit = quota_limit(tenant_id, "accelerators")
-    live = Deployment.objects.filter(tenant_id=tenant_id, endpoint__archived_at__isnull=True)
-    used = live.aggregate(total=Sum(F("replicas") * F("accelerators")))["total"] or 0
-    if used + more > limit:
+    limit = used.limits.get("accelerators", 0)
+    if used.accelerators + more > limit:
         raise Problem(
             QUOTA_EXCEEDED,
-            f"{more} accelerators are asked for and {max(0, limit - used)} of {limit} are left; "
+            f"{more} accelerators are asked for and {max(0, limit - used.accelerators)} of {limit} are left; "
             "ask for fewer replicas, delete an endpoint or ask for a higher quota",
             param="replicas",
         )

@@ -109,9 +109,9 @@ def endpoint_get(*, tenant_id: UUID, endpoint_id: str) -> EndpointView:
     return endpoint_view(found)
 
 
-def endpoint_view(endpoint: Endpoint) -> EndpointView:
-    """The view of a row, its phase derived from its conditions."""
-    deployment = endpoint.deployments.all()[0]
+def endpoint_view(endpoint: Endpoint, deployment: Deployment | None = None) -> EndpointView:
+    """The view of a row (and its deployment's, where that is at hand), its phase derived from its conditions."""
+    deployment = deployment or endpoint.deployments.all()[0]
     engines = deployment.carrier or deployment
     known = conditions.from_json(endpoint.conditions)
     ready = next((item for item in known if item.type == conditions.READY), None)

@@ -17,17 +17,18 @@ from inference.refusals import (
     berth_of,
     check_accelerators,
     check_endpoints,
+    check_name,
     check_pool,
     check_recipe,
     check_replicas,
     check_riders,
     check_rung,
     check_tpm,
-    lock_quota,
     name_of,
     release_of,
     ride_of,
     rung_of,
+    used_lock,
 )
 from inference.selectors import sku_of
 from kernel.problems import CONFLICT, INVALID_PARAMETER, Problem
@@ -49,8 +50,8 @@ def endpoint_create(
     replicas: int = 1,
     tpm: int = 0,
     paused: bool = False,
-) -> Endpoint:
-    """A new endpoint with its deployment, placed and paid for; it runs once the reconciler has been there.
+) -> tuple[Endpoint, Deployment]:
+    """A new endpoint and its deployment, placed and paid for; it runs once the reconciler has been there.
 
     `tpm` is what rung reserved keeps of the operator's shared engines, whose accelerators and replicas are not
     the tenant's to choose.
@@ -63,16 +64,15 @@ def endpoint_create(
     bought = rung_of(rung, tenant_id)
     check_replicas(replicas)
     check_rung(bought, tpm=tpm, is_shaped=accelerator is not None or replicas != 1 or paused)
-    lock_quota(tenant_id)
-    if Endpoint.objects.filter(tenant_id=tenant_id, name=name, archived_at__isnull=True).exists():
-        raise Problem(CONFLICT, f"name {name!r} is taken by another endpoint; choose another", param="name")
-    check_endpoints(tenant_id)
+    used = used_lock(tenant_id, name)
+    check_name(used, name)
+    check_endpoints(used)
     if bought is Rung.RESERVED:
         berth = ride_of(known, region, tpm)
     else:
         berth = berth_of(known, region, replicas, accelerator)
-        check_accelerators(tenant_id, berth["accelerators"] * replicas)
-    endpoint = Endpoint.objects.create(
+        check_accelerators(used, berth["accelerators"] * replicas)
+    endpoint = Endpoint(
         tenant_id=tenant_id,
         name=name,
         release=known.id,
@@ -84,11 +84,13 @@ def endpoint_create(
         finalizers=list(reserved.FINALIZERS if tpm else Finalizer),
     )
     sku = sku_of(known.id, bought, berth["pool"].accelerator)
-    deployment = Deployment.objects.create(tenant_id=tenant_id, endpoint=endpoint, sku=sku, **berth)
+    deployment = Deployment(tenant_id=tenant_id, endpoint=endpoint, sku=sku, **berth)
     if replicas and not paused:
         _place_hold(deployment)
+    endpoint.save()
+    deployment.save()
     _announce(endpoint, actor, "endpoint.created", {"release": known.id, "rung": bought, **endpoint.spec})
-    return endpoint
+    return endpoint, deployment
 
 
 @transaction.atomic
@@ -109,13 +111,12 @@ def endpoint_scale(*, endpoint: Endpoint, actor: str, replicas: int) -> Endpoint
     more = deployment.accelerators * (replicas - deployment.replicas)
     if more > 0:
         release_of(locked.release)
-        lock_quota(locked.tenant_id)
-        check_accelerators(locked.tenant_id, more)
+        check_accelerators(used_lock(locked.tenant_id), more)
         check_pool(deployment, replicas)
     deployment.replicas = replicas
-    deployment.save(update_fields=["replicas"])
     if more > 0 and locked.paused_at is None:
         _place_hold(deployment)
+    deployment.save(update_fields=["replicas", "held"])
     locked.spec = {**locked.spec, "replicas": replicas}
     return _change(locked, actor, "endpoint.scaled", ["spec"], replicas=replicas)
 
@@ -160,7 +161,7 @@ def endpoint_reserve(*, endpoint: Endpoint, actor: str, tpm: int) -> Endpoint:
     deployment.tpm = tpm
     if tpm > before:
         _place_hold(deployment, besides_tpm=before)
-    deployment.save(update_fields=["tpm"])
+    deployment.save(update_fields=["tpm", "held"])
     locked.spec = {**locked.spec, "tpm": tpm}
     return _change(locked, actor, "endpoint.scaled", ["spec"], tpm=tpm)
 
@@ -196,6 +197,7 @@ def endpoint_resume(*, endpoint: Endpoint, actor: str) -> Endpoint:
     deployment = Deployment.objects.select_related("pool", "endpoint").get(endpoint=locked)
     if deployment.replicas:
         _place_hold(deployment)
+        deployment.save(update_fields=["held"])
     locked.paused_at = None
     return _change(locked, actor, "endpoint.resumed", ["paused_at"])
 
@@ -232,7 +234,10 @@ def hold_subject(deployment: Deployment) -> UUID:
 
 
 def _place_hold(deployment: Deployment, *, besides_tpm: int = 0) -> None:
-    """Money for an hour ahead, or a day of what is reserved; the operator's shared engines need none."""
+    """Money for an hour ahead, or a day of what is reserved; the operator's shared engines need none.
+
+    The row says so then, and the caller saves it.
+    """
     if deployment.endpoint.rung == Rung.SHARED:
         return
     if deployment.carrier_id:
@@ -247,7 +252,6 @@ def _place_hold(deployment: Deployment, *, besides_tpm: int = 0) -> None:
     else:
         hold_deployment(deployment)
     deployment.held = True
-    deployment.save(update_fields=["held"])
 
 
 def _lock(endpoint: Endpoint) -> Endpoint:

@@ -49,9 +49,9 @@ def membership_list_for(user_id: int | None) -> list[Membership]:
     return list(Membership.objects.filter(user__in=[user_id]).select_related("tenant").order_by("tenant__name", "id"))
 
 
-def quota_limit(tenant_id: UUID, resource: str) -> int:
-    """The tenant's limit of a resource; 0 where none was ever set."""
-    return Quota.objects.filter(tenant_id=tenant_id, resource=resource).values_list("limit", flat=True).first() or 0
+def quota_limits_of(tenant_id: UUID) -> dict[str, int]:
+    """The tenant's limits by resource; one where none was ever set is left out."""
+    return dict(Quota.objects.filter(tenant_id=tenant_id).values_list("resource", "limit"))
 
 
 def endpoint_cap_get(*, tenant_id: UUID, endpoint_id: str) -> int:
@@ -61,7 +61,7 @@ def endpoint_cap_get(*, tenant_id: UUID, endpoint_id: str) -> int:
 
 
 def quota_limits(tenant_ids: Collection[UUID], resource: str) -> dict[UUID, int]:
-    """As `quota_limit`, of many tenants (system role); one where none was ever set is left out."""
+    """The limits of one resource by tenant (system role); one where none was ever set is left out."""
     rows = Quota.objects.filter(tenant_id__in=tenant_ids, resource=resource)
     return dict(rows.values_list("tenant_id", "limit"))
 

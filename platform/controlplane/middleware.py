@@ -20,7 +20,7 @@ from kernel.clock import utcnow
 from kernel.problems import INVALID_API_KEY, TENANT_SUSPENDED, UNAUTHENTICATED, Problem
 from tenants.models import Membership, Standing, Tenant, TenantKind
 from tenants.rls import tenant_scope
-from tenants.selectors import KeyCredential, key_credential, membership_list_for, tenant_get
+from tenants.selectors import KeyCredential, key_credential, membership_list_for
 
 OPERATOR_PREFIX = "/operator/"
 SESSION_TENANT = "tenant_id"
@@ -38,7 +38,7 @@ class Principal:
 
 
 class ScopedRequest(HttpRequest):
-    """A request as views see it: `tenant` with `membership` (session) or with `principal` (API key), or neither.
+    """A request as views see it: `tenant` with `membership` (session), or `principal` (API key), or neither.
 
     `holders` are the role or the scopes that permissions are looked up by.
     """
@@ -72,9 +72,10 @@ class TenantMiddleware:
     ) -> HttpResponse | None:
         """The one place where a role or a scope is asked for; who has none yet is the view's affair."""
         request = cast(ScopedRequest, plain)
-        if request.tenant is None or request.resolver_match is None or request.method is None:
+        if not request.holders or request.resolver_match is None or request.method is None:
             return None
-        if request.path.startswith(OPERATOR_PREFIX) and request.tenant.kind != TenantKind.OPERATOR:
+        is_operators = request.tenant is not None and request.tenant.kind == TenantKind.OPERATOR
+        if request.path.startswith(OPERATOR_PREFIX) and not is_operators:
             return not_found(request, ValueError("another tenant's"))
         try:
             pass_gate(request.resolver_match, request.method, request.holders)
@@ -91,7 +92,6 @@ class TenantMiddleware:
             return self.get_response(request)
         with tenant_scope(principal.tenant_id):
             request.principal, request.holders = principal, principal.scopes
-            request.tenant = tenant_get(principal.tenant_id)
             return _kept_if_good(self.get_response(request))
 
     def _session(self, request: ScopedRequest) -> HttpResponseBase:

@@ -173,7 +173,8 @@ def create(tenant: Tenant, **changes) -> Endpoint:
         "rung": "dedicated",
         "region": REGION,
     }
-    return endpoint_create(**{**facts, **changes})
+    endpoint, _ = endpoint_create(**{**facts, **changes})
+    return endpoint
 
 
 def limit(tenant: Tenant, resource: str, most: int) -> None:

@@ -74,8 +74,12 @@ def _own_invoice(request: Request, invoice_id: str) -> Invoice:
     return access_invoice(tenant_id=principal(request).tenant_id, invoice_id=wanted)
 
 
-def _accepted(request: Request, endpoint: Endpoint) -> Response:
-    view = inference.endpoint_get(tenant_id=principal(request).tenant_id, endpoint_id=answers.endpoint_id(endpoint.id))
+def _changed(request: Request, endpoint: Endpoint) -> Response:
+    public_id = answers.endpoint_id(endpoint.id)
+    return _accepted(request, inference.endpoint_get(tenant_id=principal(request).tenant_id, endpoint_id=public_id))
+
+
+def _accepted(request: Request, view: inference.EndpointView) -> Response:
     body = answers.endpoint(view, principal(request).tenant_id)
     return Response(body, status=202, headers={"Location": f"/api/v1/endpoints/{view.id}"})
 
@@ -119,10 +123,10 @@ class EndpointList(APIView):
         def act() -> Response:
             wanted = _checked(EndpointCreateIn, request.data)
             wanted.setdefault("region", settings.REGION)
-            endpoint = services.endpoint_create(
+            made = services.endpoint_create(
                 tenant_id=principal(request).tenant_id, actor=principal(request).name, **wanted
             )
-            return _accepted(request, endpoint)
+            return _accepted(request, inference.endpoint_view(*made))
 
         return once(request, act)
 
@@ -138,7 +142,7 @@ class EndpointDetail(APIView):
     @extend_schema(operation_id="endpoint_delete", responses=ACCEPTED)
     def delete(self, request: Request, endpoint_id: str) -> Response:
         endpoint = services.endpoint_delete(endpoint=_own(request, endpoint_id), actor=principal(request).name)
-        return _accepted(request, endpoint)
+        return _changed(request, endpoint)
 
 
 class EndpointScale(APIView):
@@ -150,7 +154,7 @@ class EndpointScale(APIView):
             wanted = _checked(EndpointScaleIn, request.data)
             change = services.endpoint_reserve if "tpm" in wanted else services.endpoint_scale
             endpoint = _own(request, endpoint_id)
-            return _accepted(request, change(endpoint=endpoint, actor=principal(request).name, **wanted))
+            return _changed(request, change(endpoint=endpoint, actor=principal(request).name, **wanted))
 
         return once(request, act)
 
@@ -163,7 +167,7 @@ class EndpointUpdate(APIView):
         def act() -> Response:
             wanted = _checked(EndpointUpdateIn, request.data)
             endpoint = _own(request, endpoint_id)
-            return _accepted(
+            return _changed(
                 request, services.endpoint_update(endpoint=endpoint, actor=principal(request).name, **wanted)
             )
 
@@ -177,7 +181,7 @@ class EndpointPause(APIView):
     def post(self, request: Request, endpoint_id: str) -> Response:
         def act() -> Response:
             endpoint = _own(request, endpoint_id)
-            return _accepted(request, services.endpoint_pause(endpoint=endpoint, actor=principal(request).name))
+            return _changed(request, services.endpoint_pause(endpoint=endpoint, actor=principal(request).name))
 
         return once(request, act)
 
@@ -189,7 +193,7 @@ class EndpointResume(APIView):
     def post(self, request: Request, endpoint_id: str) -> Response:
         def act() -> Response:
             endpoint = _own(request, endpoint_id)
-            return _accepted(request, services.endpoint_resume(endpoint=endpoint, actor=principal(request).name))
+            return _changed(request, services.endpoint_resume(endpoint=endpoint, actor=principal(request).name))
 
         return once(request, act)
 

@@ -130,7 +130,7 @@ def site(
 
 def berthed(person: Person, name: str, broken: dict[str, str]) -> str:
     """An endpoint with every condition as the reconciler leaves it: met, or not met with a message."""
-    endpoint = endpoint_create(
+    endpoint, _ = endpoint_create(
         tenant_id=person.tenant.id, actor="t", name=name, release="tiny-deepseek", rung="dedicated",
         region=settings.REGION,
     )  # fmt: skip

@@ -318,7 +318,7 @@ def test_the_spend_of_the_first_page_is_polled(person, prices):
 def shared_engines(newcomer, prices) -> Iterator[Endpoint]:
     """The operator's shared endpoint of the test model, with a sentence that is nobody else's business."""
     operator = newcomer("Operator", kind="operator")
-    made = endpoint_create(
+    made, _ = endpoint_create(
         tenant_id=operator.tenant.id, actor="t", name=f"shared-{uuid4().hex[:8]}", release="tiny-deepseek",
         rung="shared", region=settings.REGION,
     )  # fmt: skip

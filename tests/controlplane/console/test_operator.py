@@ -186,7 +186,7 @@ def test_a_large_payment_of_an_invoice_waits_for_a_second_person(operator, setti
 
 
 def test_a_pool_shows_its_capacity_and_who_holds_it(operator, person, pool):
-    endpoint = endpoint_create(
+    endpoint, _ = endpoint_create(
         tenant_id=person.tenant.id, actor="t", name="berth", release="tiny-deepseek", rung="dedicated",
         region=pool.region, paused=True,
     )  # fmt: skip

@@ -44,7 +44,7 @@ POSTS = ("/tenant", "/playground/stream", "/keys", "/keys/x/revoke", "/endpoints
 
 
 def paused_endpoint(person: Person, name: str = "tiny") -> Endpoint:
-    return endpoint_create(
+    endpoint, _ = endpoint_create(
         tenant_id=person.tenant.id,
         actor="test",
         name=name,
@@ -53,6 +53,7 @@ def paused_endpoint(person: Person, name: str = "tiny") -> Endpoint:
         region=settings.REGION,
         paused=True,
     )
+    return endpoint
 
 
 def public(endpoint: Endpoint) -> str:

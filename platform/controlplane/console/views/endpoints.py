@@ -53,7 +53,9 @@ def endpoint_new(request: TenantRequest) -> HttpResponse:
     form = DeployForm(request.POST, **choices)
     if form.is_valid():
         try:
-            created = services.endpoint_create(tenant_id=request.tenant.id, actor=actor(request), **form.arguments())
+            created, _deployment = services.endpoint_create(
+                tenant_id=request.tenant.id, actor=actor(request), **form.arguments()
+            )
             return redirect("console:endpoint", ids.encode(ids.ENDPOINT, created.id))
         except Problem as problem:
             blame(form, problem)
