@@ -72,7 +72,7 @@ class TenantMiddleware:
     ) -> HttpResponse | None:
         """The one place where a role or a scope is asked for; who has none yet is the view's affair."""
         request = cast(ScopedRequest, plain)
-        if not request.holders or request.resolver_match is None or request.method is None:
+        if not (request.principal or request.membership) or request.resolver_match is None or request.method is None:
             return None
         is_operators = request.tenant is not None and request.tenant.kind == TenantKind.OPERATOR
         if request.path.startswith(OPERATOR_PREFIX) and not is_operators:
