@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import QuerySet, Sum
 
 from billing.core import exports
 from billing.models import (
@@ -36,6 +36,12 @@ FROM rated_line_invoice x JOIN rated_line r ON r.event_id = x.event_id AND r.met
 JOIN usage_event u ON u.event_id = x.event_id
 WHERE x.invoice_id = %(invoice)s AND (%(line)s::int IS NULL OR x.line_no = %(line)s)
 ORDER BY x.line_no, u.event_id, r.meter
+"""
+PURSES = """
+SELECT a.purse, COALESCE(sum(a.posted - a.held - a.min_available), 0)
+FROM ledger_account a LEFT JOIN credit c ON c.account_id = a.id
+WHERE a.tenant_id = %s AND a.currency = %s AND a.kind = ANY (%s) AND (a.purse = %s OR c.expires_at > %s)
+GROUP BY a.purse, c.expires_at, c.id ORDER BY c.expires_at, c.id
 """
 # A subquery is asked once, whichever way the sheets are read.
 TERMS = """
@@ -122,12 +128,11 @@ def purses_of(tenant_id: UUID, currency: str) -> list[str]:
 
 def purses_room(tenant_id: UUID, currency: str) -> dict[str, int]:
     """Those purses in that order, the general one last → pico-units that new holds may take from each."""
-    live = Q(purse=GENERAL) | Q(credit_of__expires_at__gt=utcnow())
-    rows = LedgerAccount.objects.filter(live, tenant_id=tenant_id, currency=currency, kind__in=SPENDING)
-    purses: dict[str, int] = {}
-    for account in rows.order_by("credit_of__expires_at", "credit_of__id"):
-        purses[account.purse] = purses.get(account.purse, 0) + account.available
-    return purses | {GENERAL: purses.get(GENERAL, 0)}
+    kinds = [str(kind) for kind in SPENDING]
+    with connection.cursor() as cursor:
+        cursor.execute(PURSES, [tenant_id, currency, kinds, GENERAL, utcnow()])
+        room = {purse: int(available) for purse, available in cursor.fetchall()}
+    return room | {GENERAL: room.get(GENERAL, 0)}
 
 
 def purses_paying(*, tenant_id: UUID, currency: str, sku: str, pool: str) -> list[str]:

@@ -15,7 +15,8 @@ from inference.models import Deployment, Pool
 from inference.selectors import carrier_of, offer_of, pool_facts, reserved_tpm
 from kernel.problems import CONFLICT, FORBIDDEN, INVALID_PARAMETER, NO_POOL_FITS, QUOTA_EXCEEDED, Problem
 from tenants.models import TenantKind
-from tenants.selectors import quota_limits_of, tenant_get
+from tenants.selectors import tenant_get
+from tenants.services import quota_lock
 
 MAX_NAME_LENGTH = 48
 MAX_REPLICAS = 64
@@ -91,11 +92,11 @@ def check_replicas(replicas: int) -> None:
 
 def used_lock(tenant_id: UUID, name: str = "") -> Used:
     """What a tenant has, which nobody else changes until the transaction ends."""
+    limits = quota_lock(tenant_id=tenant_id)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('quota:' || %s, 0))", [str(tenant_id)])
         cursor.execute(USED, {"tenant": tenant_id, "name": name})
         endpoints, accelerators, is_named = cursor.fetchone()
-    return Used(endpoints, accelerators, is_named, quota_limits_of(tenant_id))
+    return Used(endpoints, accelerators, is_named, limits)
 
 
 def check_name(used: Used, name: str) -> None:

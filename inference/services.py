@@ -37,7 +37,7 @@ from tenants.services import audit_write
 HOLD_S = 3600
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def endpoint_create(
     *,
     tenant_id: UUID,
@@ -58,7 +58,8 @@ def endpoint_create(
 
     Problems: invalid_parameter (names the field), conflict (name taken), forbidden (shared is the
     operator's), quota_exceeded, no_pool_fits (every pool's reason, or what is left to reserve),
-    insufficient_balance. A pool that is full for now is no problem: the endpoint waits.
+    insufficient_balance. A pool that is full for now is no problem: the endpoint waits. A problem ends the caller's
+    transaction too: who goes on in it calls this within a savepoint.
     """
     name, known = name_of(name), release_of(release)
     bought = rung_of(rung, tenant_id)

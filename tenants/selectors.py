@@ -49,11 +49,6 @@ def membership_list_for(user_id: int | None) -> list[Membership]:
     return list(Membership.objects.filter(user__in=[user_id]).select_related("tenant").order_by("tenant__name", "id"))
 
 
-def quota_limits_of(tenant_id: UUID) -> dict[str, int]:
-    """The tenant's limits by resource; one where none was ever set is left out."""
-    return dict(Quota.objects.filter(tenant_id=tenant_id).values_list("resource", "limit"))
-
-
 def endpoint_cap_get(*, tenant_id: UUID, endpoint_id: str) -> int:
     """The most that the tenant spends at an endpoint in a month, pico-units; 0 is no cap."""
     caps = EndpointCap.objects.filter(tenant_id=tenant_id, endpoint_id=endpoint_id)

@@ -1,5 +1,6 @@
 """Writes of the tenants room."""
 
+import json
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -79,6 +80,18 @@ def quota_set(*, tenant_id: UUID, resource: str, limit: int, actor: str = "opera
         raise Problem(INVALID_PARAMETER, f"resource is one of {', '.join(DEFAULT_QUOTAS)}", param="resource")
     Quota.objects.update_or_create(tenant_id=tenant_id, resource=resource, defaults={"limit": limit})
     audit_write(actor=actor, tenant_id=tenant_id, action="quota.set", detail={"resource": resource, "limit": limit})
+
+
+def quota_lock(*, tenant_id: UUID) -> dict[str, int]:
+    """Until the caller's transaction ends, nobody else counts what the tenant has. Its limits by resource."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('quota:' || %s, 0)), "
+            '(SELECT jsonb_object_agg(resource, "limit") FROM quota WHERE tenant_id = %s)',
+            [str(tenant_id), tenant_id],
+        )
+        _, limits = cursor.fetchone()
+    return dict(json.loads(limits or "{}"))
 
 
 @transaction.atomic

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from billing.models import Credit
 from billing.scoped import credit_grant
-from billing.services import sheet_publish
+from billing.services import sheet_publish, topup
+from inference.models import Pool
+from kernel import money
 from kernel.clock import utcnow
 from kernel.ids import new_id
-from kernel.pricing import IN_HIT, IN_MISS, OUT, Rate, Sheet, sheet_from_body
+from kernel.pricing import ACCEL_SECOND, IN_HIT, IN_MISS, OUT, Rate, Sheet, sheet_from_body
 from tenants import services
 from tests.conftest import as_role
 
@@ -30,13 +34,16 @@ class Api:
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         with as_role("web"):
-            return Client().generic(
-                method,
-                f"/api/v1{path}",
-                data=json.dumps(body) if body is not None else b"",
-                content_type="application/json",
-                headers={"Authorization": f"Bearer {self.key}", **headers},
-            )
+            return self.send(method, path, body, **headers)
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        return Client().generic(
+            method,
+            f"/api/v1{path}",
+            data=json.dumps(body) if body is not None else b"",
+            content_type="application/json",
+            headers={"Authorization": f"Bearer {self.key}", **headers},
+        )
 
 
 @pytest.fixture
@@ -282,6 +289,38 @@ def test_a_release_lists_its_recipes_and_says_where_nothing_can_be_reserved(api:
             "verified": True,
         }
     ]
+
+
+def test_an_endpoint_is_made_by_sixteen_statements_however_many_there_are(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.services.hint", lambda: None)
+    region, image = f"r-{new_id().hex[-8:]}", "engine.moorage.local/vllm-cpu"
+    Pool.objects.create(
+        region=region,
+        name="berths",
+        cluster="none",
+        accelerator="cpu",
+        capacity=9,
+        arch="amd64",
+        engine_images={image: {"image": f"{image}:0.32.0", "version": "0.32.0"}},
+        weights_root="/weights",
+        releases=["tiny-deepseek"],
+    )
+    prices = {IN_HIT: Rate(0), IN_MISS: Rate(0), OUT: Rate(0), ACCEL_SECOND: Rate(2)}
+    sku = "tiny-deepseek:dedicated:cpu"
+    sheet_publish(sheet=Sheet(sku, region, "USD", utcnow() - timedelta(days=1), prices), actor="t")
+    topup(tenant_id=api.tenant.id, currency="USD", amount_pico=10**6, idem_key="money", actor="t")
+    counts = []
+    for number in range(5):
+        body = {"name": f"e-{number}", "release": "tiny-deepseek", "region": region}
+        with as_role("web"), CaptureQueriesContext(connection) as captured:
+            made = api.send("POST", "/endpoints", body, **new_key())
+            counts.append(len(captured))
+        assert (made.status_code, made.json()["deployments"][0]["sku"]) == (202, sku)
+        assert made.json() == api.call("GET", made.headers["Location"].removeprefix("/api/v1")).json()
+    assert counts == [16] * 5
+    assert api.call("GET", "/balance").json()["held"] == money.to_string(5 * 3600 * 2)
 
 
 def test_prices_are_the_sheets_in_force_and_a_contract_comes_before_the_list(api: Api) -> None:

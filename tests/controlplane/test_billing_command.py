@@ -25,7 +25,7 @@ from kernel import ids
 from kernel.clock import month_of, utcnow
 from kernel.pricing import ACCEL_SECOND, OUT, Package, Rate, Sheet
 from tenants.models import AuditLog, Tenant
-from tenants.selectors import quota_limits_of
+from tenants.selectors import quota_limits
 from tenants.services import tenant_create
 from tests.billing.harbour import FREE_TOKENS, LONG_AGO, REGION, UNIT, Harbour, harbour, one
 from tests.billing.journal import listener
@@ -151,7 +151,7 @@ def test_prices_and_quotas_are_set_by_hand(database: None, tmp_path: Path) -> No
     assert billing("package", berth.tenant_id, sheet.sku, "ten", "order-1").startswith(f"ten of {sheet.sku} until")
     assert berth.posted() == {"revenue": UNIT}
     billing("quota", berth.tenant_id, "accelerators", 3)
-    assert quota_limits_of(berth.tenant_id)["accelerators"] == 3
+    assert quota_limits([berth.tenant_id], "accelerators") == {berth.tenant_id: 3}
     with pytest.raises(CommandError, match="there is no invoice"):
         billing("facts", uuid4())
     with pytest.raises(CommandError, match="resource is one of"):

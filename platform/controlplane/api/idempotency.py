@@ -5,8 +5,10 @@ in the transaction that made it true.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from django.db import connection
 from rest_framework.request import Request
@@ -53,11 +55,9 @@ def once(request: Request, act: Callable[[], Response], *, shown_once: str | Non
     route = f"{request.method} {request.path}"
     fingerprint = hashlib.sha256(route.encode() + b"\n" + canonical(request.data)).digest()
     _lock(f"{who.tenant_id}|{who.name}|{key}")
-    known = Idempotency.objects.filter(
-        tenant_id=who.tenant_id, principal=who.name, key=key, expires_at__gt=utcnow()
-    ).first()
+    known = _known(who, key)
     if known is not None:
-        return _replay(known, fingerprint)
+        return _replay(*known, fingerprint)
     response = act()
     _store(who, key, route, fingerprint, response, shown_once)
     return response
@@ -76,14 +76,26 @@ def _lock(name: str) -> None:
             raise Problem(IDEMPOTENCY_IN_PROGRESS, "a request with this key still runs; try again", retry_after_s=1)
 
 
-def _replay(known: Idempotency, fingerprint: bytes) -> Response:
-    if bytes(known.fingerprint) != fingerprint:
+def _known(who: Principal, key: str) -> tuple[bytes, int, Any] | None:
+    """The fingerprint, status and body of a request that was answered under this key."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT fingerprint, status, body FROM idempotency "
+            "WHERE tenant_id = %s AND principal = %s AND key = %s AND expires_at > %s",
+            [who.tenant_id, who.name, key, utcnow()],
+        )
+        row = cursor.fetchone()
+    return None if row is None else (bytes(row[0]), row[1], json.loads(row[2]))
+
+
+def _replay(known: bytes, status: int, body: Any, fingerprint: bytes) -> Response:
+    if known != fingerprint:
         raise Problem(
             IDEMPOTENCY_MISMATCH,
             "this Idempotency-Key was used with another body or route; use a fresh one",
             param="Idempotency-Key",
         )
-    return Response(known.body, status=known.status, headers={"Idempotency-Replayed": "true"})
+    return Response(body, status=status, headers={"Idempotency-Replayed": "true"})
 
 
 def _store(

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from django.contrib import messages
+from django.db import transaction
 from django.forms import Form
 from django.http import HttpResponse
 from django.shortcuts import redirect
@@ -53,9 +54,10 @@ def endpoint_new(request: TenantRequest) -> HttpResponse:
     form = DeployForm(request.POST, **choices)
     if form.is_valid():
         try:
-            created, _deployment = services.endpoint_create(
-                tenant_id=request.tenant.id, actor=actor(request), **form.arguments()
-            )
+            with transaction.atomic():
+                created, _deployment = services.endpoint_create(
+                    tenant_id=request.tenant.id, actor=actor(request), **form.arguments()
+                )
             return redirect("console:endpoint", ids.encode(ids.ENDPOINT, created.id))
         except Problem as problem:
             blame(form, problem)
