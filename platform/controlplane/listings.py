@@ -24,12 +24,18 @@ class UnratedListing:
     meters: list[str]
 
 
+def regions() -> list[str]:
+    """This installation's own region, then every other one that has pools, by name."""
+    others = Pool.objects.exclude(cluster="").exclude(region=settings.REGION)
+    return [settings.REGION, *others.values_list("region", flat=True).distinct().order_by("region")]
+
+
 def listings_unrated() -> list[UnratedListing]:
     """Every listing of every region that cannot go on sale, in each currency that a tenant pays in."""
     currencies = sorted(set(Tenant.objects.values_list("currency", flat=True)))
     found = (
         UnratedListing(sku, region, currency, sku_unrated(sku=sku, region=region, currency=currency))
-        for region in sorted({settings.REGION, *Pool.objects.exclude(cluster="").values_list("region", flat=True)})
+        for region in sorted(regions())
         for sku in sorted(set(_skus(region)))
         for currency in currencies
     )

@@ -16,6 +16,7 @@ from controlplane.console.prices import (
     sheet_now,
     time_cost,
 )
+from controlplane.listings import regions
 from inference.catalogue_files import catalogue
 from inference.core.catalogue import TPM_STEP, Release
 from inference.core.placement import Placement, place, sentences
@@ -80,9 +81,9 @@ class Quote:
         return self.held > self.available
 
 
-def cards(tenant: Tenant) -> list[ReleaseCard]:
-    """The catalogue; releases that a pool here runs come first."""
-    found = [_card(tenant, view) for view in release_list(settings.REGION)]
+def cards(tenant: Tenant, region: str = settings.REGION) -> list[ReleaseCard]:
+    """The catalogue of a region; releases that a pool there runs come first."""
+    found = [_card(tenant, view, region) for view in release_list(region)]
     return sorted(found, key=lambda card: not card.pool)
 
 
@@ -90,19 +91,24 @@ def card_of(tenant: Tenant, release_id: str) -> ReleaseCard:
     """One release of the catalogue. Problem NOT_FOUND for every other id."""
     for view in release_list(settings.REGION):
         if view.release.id == release_id:
-            return _card(tenant, view)
+            return _card(tenant, view, settings.REGION)
     raise Problem(NOT_FOUND, f"release {release_id[:40]!r} is not in the catalogue")
 
 
 def form_choices() -> dict[str, list[tuple[str, str]]]:
-    """Choices of the deploy form: releases that some pool runs, this region, the accelerators of its pools."""
-    views = release_list(settings.REGION)
-    runnable = [view.release for view in views if view.offer or _placed(view.release.id).pool]
-    accelerators = dict.fromkeys((pool.accelerator, pool.accelerator_name) for pool in pool_list(settings.REGION))
+    """Choices of the deploy form: the regions, releases that a pool of one runs, the accelerators of their pools."""
+    releases: dict[str, str] = {}
+    accelerators: dict[str, str] = {}
+    places = regions()
+    for region in places:
+        for view in release_list(region):
+            if view.offer or _placed(view.release.id, region=region).pool:
+                releases[view.release.id] = _release_label(view.release)
+        accelerators |= {pool.accelerator: pool.accelerator_name for pool in pool_list(region)}
     return {
-        "releases": [(release.id, _release_label(release)) for release in runnable],
-        "regions": [(settings.REGION, settings.REGION)],
-        "accelerators": list(accelerators),
+        "releases": list(releases.items()),
+        "regions": [(region, region) for region in places],
+        "accelerators": list(accelerators.items()),
     }
 
 
@@ -162,25 +168,25 @@ def _reserved_quote(tenant: Tenant, release: str, region: str, tpm: int) -> Quot
     )
 
 
-def _placed(release_id: str, *, region: str = "", accelerator: str | None = None, replicas: int = 1) -> Placement:
+def _placed(release_id: str, *, region: str, accelerator: str | None = None, replicas: int = 1) -> Placement:
     return place(
         catalogue(),
         catalogue().releases[release_id],
         [pool_facts(pool) for pool in Pool.objects.all()],
-        region=region or settings.REGION,
+        region=region,
         replicas=replicas,
         accelerator=accelerator,
     )
 
 
-def _card(tenant: Tenant, view: ReleaseView) -> ReleaseCard:
-    placement = _placed(view.release.id)
+def _card(tenant: Tenant, view: ReleaseView, region: str) -> ReleaseCard:
+    placement = _placed(view.release.id, region=region)
     return ReleaseCard(
         view=view,
         precision=f"{view.release.native_bits}-bit",
         parameters=_parameters(view.release.params_b),
         sources=tuple(_source(text) for text in view.release.source),
-        prices=price_list(tenant, view.skus.values(), settings.REGION),
+        prices=price_list(tenant, view.skus.values(), region),
         pool=placement.pool.name if placement.pool else "",
         waits=placement.waits,
         refusals=tuple(dict.fromkeys(item.sentence for item in placement.refusals)) if not placement.pool else (),

@@ -2,12 +2,15 @@
 
 from datetime import UTC, date, datetime, timedelta
 
+import pytest
 from django.conf import settings
 
 from billing.services import sheet_publish
 from controlplane.console import tariffs, words
 from controlplane.console.tariffs import tariff
-from kernel.clock import utcnow
+from inference.models import Endpoint, Pool
+from kernel.clock import month_of, utcnow
+from kernel.ids import new_id
 from kernel.money import PICO
 from kernel.pricing import (
     ACCEL_SECOND,
@@ -24,7 +27,7 @@ from kernel.pricing import (
     Tier,
 )
 from tests.controlplane.console.markup import Markup
-from tests.controlplane.console.purse import DEDICATED, FREE, RESERVED, SHARED
+from tests.controlplane.console.purse import DEDICATED, FREE, RESERVED, SHARED, give
 
 WORKDAYS = frozenset(range(1, 6))
 PRICES = {IN_HIT: Rate(7_000), IN_MISS: Rate(220_000), OUT: Rate(660_000)}
@@ -89,6 +92,36 @@ def test_the_price_page_and_the_release_page_show_everything_that_is_on_sale(per
         for shown in ("0.007", "an hour", "Tokens cost nothing on top."):
             assert shown in page, (path, shown)
         assert "Your contract" not in page
+
+
+@pytest.fixture
+def elsewhere(pool, prices):
+    """A second region with a pool that holds the test model, and with a price for its time there."""
+    columns = Pool.objects.filter(id=pool.id).values().get()
+    other = Pool.objects.create(**columns | {"id": new_id(), "region": "elsewhere", "cluster": "elsewhere"})
+    start = month_of(utcnow())[0] - timedelta(days=31)
+    sheet_publish(
+        sheet=Sheet(DEDICATED, other.region, "USD", start, {ACCEL_SECOND: Rate(PICO, 3600), **FREE}), actor="test"
+    )
+    yield other.region
+    Pool.objects.filter(id=other.id).update(cluster="", releases=[])
+
+
+def test_what_another_region_has_is_priced_quoted_and_deployed_there(person, elsewhere):
+    page = person.get("/prices").content.decode()
+    assert Markup(page).faults == []
+    for region in (settings.REGION, elsewhere):
+        assert f'What this tenant pays in region <bdi dir="ltr">{region}</bdi>' in page
+    form = person.get("/endpoints/new").content.decode()
+    assert Markup(form).faults == []
+    assert f'<option value="{elsewhere}">' in form
+    give(person, 20 * PICO)
+    quote = person.get(f"/endpoints/quote?release=tiny-deepseek&region={elsewhere}&replicas=1").content.decode()
+    assert 'title="24 USD"' in quote
+    wanted = {"release": "tiny-deepseek", "rung": "dedicated", "replicas": "1", "name": "afar", "region": elsewhere}
+    assert person.post("/endpoints/new", wanted).status_code == 302
+    made = Endpoint.objects.get(tenant=person.tenant)
+    assert (made.region, made.deployments.get().pool.region) == (elsewhere, elsewhere)
 
 
 def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_list_price_beside(

@@ -7,7 +7,8 @@ from django.views.decorators.http import require_safe
 
 from controlplane.console import api_calls, offers
 from controlplane.console.pages import TenantRequest, page, show
-from controlplane.console.tariffs import tariffs
+from controlplane.console.tariffs import Tariff, tariffs
+from controlplane.listings import regions
 
 
 @require_safe
@@ -37,17 +38,21 @@ def release(request: TenantRequest, release_id: str) -> HttpResponse:
     return show(request, "console/release.html", context)
 
 
+def _on_sale(request: TenantRequest, region: str) -> list[tuple[offers.ReleaseCard, tuple[Tariff, ...]]]:
+    found = (
+        (card, tariffs(request.tenant, card.view.skus.values(), region))
+        for card in offers.cards(request.tenant, region)
+    )
+    return [(card, prices) for card, prices in found if prices]
+
+
 @require_safe
 @page
 def prices(request: TenantRequest) -> HttpResponse:
-    """The prices of all releases that are on sale here."""
-    found = [
-        (card, tariffs(request.tenant, card.view.skus.values(), settings.REGION))
-        for card in offers.cards(request.tenant)
-    ]
+    """The prices of all releases that are on sale, region by region."""
+    places = [(region, _on_sale(request, region)) for region in regions()]
     context = {
-        "rows": [(card, prices) for card, prices in found if prices],
-        "region": settings.REGION,
+        "places": [(region, rows) for region, rows in places if rows],
         "api_calls": [api_calls.read(request, _("List the prices"), "/prices")],
     }
     return show(request, "console/prices.html", context)
