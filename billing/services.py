@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import QuerySet, Sum
 
 from billing import ledger, recall, selectors
 from billing.bulk import hex_bytes, insert_rows
@@ -158,16 +158,16 @@ def topup_reverse(*, tx_id: UUID, actor: str) -> UUID:
 def sheet_publish(*, sheet: Sheet, actor: str) -> bytes:
     """Publish an immutable price sheet; a repeat changes nothing. Its SHA-256.
 
-    Problem INVALID_PARAMETER where the sheet says something impossible, and where it changes a price, be it from
-    the public one to a tenant's first own, and starts in under ten minutes.
+    Problem INVALID_PARAMETER where the sheet says something impossible, and where a sheet of this key exists and
+    the new one starts in under ten minutes.
     """
     for wrong in sheet.wrongs():
         raise Problem(INVALID_PARAMETER, wrong, param="sheet")
     name = sheet.sha256()
     if PriceSheet.objects.filter(sha256=name).exists():
         return name
-    key = {"sku": sheet.sku, "region": sheet.region, "currency": sheet.currency}
-    known = PriceSheet.objects.filter(Q(tenant_id=None) | Q(tenant_id=sheet.tenant_id), **key)
+    key = {"sku": sheet.sku, "region": sheet.region, "currency": sheet.currency, "tenant_id": sheet.tenant_id}
+    known = PriceSheet.objects.filter(**key)
     if known.exists() and sheet.effective_from < utcnow() + timedelta(minutes=10, seconds=5):
         raise Problem(
             INVALID_PARAMETER,
@@ -177,15 +177,7 @@ def sheet_publish(*, sheet: Sheet, actor: str) -> bytes:
     body = canonical(sheet.body()).decode() if sheet.meters else None
     insert_rows(
         PriceSheet,
-        [
-            {
-                **key,
-                "tenant_id": sheet.tenant_id,
-                "sha256": hex_bytes(name),
-                "effective_from": sheet.effective_from,
-                "body": body and sheet.body(),
-            }
-        ],
+        [key | {"sha256": hex_bytes(name), "effective_from": sheet.effective_from, "body": body and sheet.body()}],
     )
     audit_write(
         actor=actor,

@@ -104,25 +104,11 @@ class Harbour:
         return {row.kind: row.held for row in rows if row.held}
 
 
-def harbour(
-    *,
-    money: int = 10 * UNIT,
-    prices: Mapping[str, Rate] = PRICES,
-    region: str = REGION,
-    contract: tuple[datetime, Mapping[str, Rate]] | None = None,
-) -> Harbour:
-    """A fresh tenant with its own SKU, a public price in a region and that much money.
-
-    A `contract` is prices of its own and since when: it comes before the public price, which else it would change.
-    """
+def harbour(*, money: int = 10 * UNIT, prices: Mapping[str, Rate] = PRICES, region: str = REGION) -> Harbour:
+    """A fresh tenant with its own SKU, a public price in a region and that much money."""
     tenant = tenant_create(name="Harbour", currency="USD")
     name = tenant.id.hex[-12:]
     sheet = Sheet(f"{name}:shared", region, "USD", LONG_AGO, dict(prices))
-    if contract:
-        since, own = contract
-        services.sheet_publish(
-            sheet=replace(sheet, effective_from=since, meters=dict(own), tenant_id=str(tenant.id)), actor="t"
-        )
     services.sheet_publish(sheet=sheet, actor="t")
     if money:
         services.topup(tenant_id=tenant.id, currency="USD", amount_pico=money, idem_key="first", actor="t")

@@ -14,10 +14,10 @@ from billing.corrections import usage_correct
 from billing.models import Invoice, InvoiceLine, LedgerTx, RatedLine, ReceiptLeaf, UsageEvent
 from billing.settling import credit_note_issue
 from kernel.clock import utcnow
-from kernel.pricing import ACCEL_SECOND, IN_MISS, OUT, Rate
+from kernel.pricing import ACCEL_SECOND, IN_MISS, OUT, Rate, Sheet
 from kernel.problems import Problem
 from tenants.models import AuditLog
-from tests.billing.harbour import UNIT, Harbour, at_once, dedicated, harbour
+from tests.billing.harbour import REGION, UNIT, Harbour, at_once, dedicated, harbour
 from tests.billing.test_invoices import draft, last_month
 from tests.billing.test_spans import clock, fact, place, rate
 
@@ -84,10 +84,12 @@ def test_a_correction_without_a_negative_whole_number_is_refused(database: None,
 
 
 def test_a_correction_has_the_price_of_its_event_whatever_came_after(database: None) -> None:
-    berth = harbour(contract=(utcnow() - timedelta(minutes=1), {OUT: Rate(10**9)}))
+    berth = harbour()
     berth.hold(UNIT)
     event = berth.event(started_at=utcnow() - timedelta(minutes=5))
     berth.ingest(event)
+    dear = Sheet(berth.sku, REGION, "USD", utcnow() - timedelta(minutes=1), {OUT: Rate(10**9)}, str(berth.tenant_id))
+    services.sheet_publish(sheet=dear, actor="t")
     correct(event.event_id, {OUT: -20})
     assert berth.posted()["revenue"] == COST - 20 * 420_000
 

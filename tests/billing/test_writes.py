@@ -1,7 +1,6 @@
 """Two tables: writes that the books must take, and writes that the database must refuse whoever asks."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -67,11 +66,12 @@ def a_late_event_after_the_close() -> None:
 
 
 def the_end_of_a_contract_price() -> None:
-    prices, now = {IN_MISS: Rate(1), OUT: Rate(1)}, utcnow()
-    berth = harbour(contract=(LONG_AGO, prices))
-    own = Sheet(berth.sku, REGION, "USD", LONG_AGO, prices, str(berth.tenant_id))
-    ends = replace(own, effective_from=now + timedelta(minutes=11), meters={})
-    services.sheet_publish(sheet=ends, actor="t")
+    berth, now = harbour(), utcnow()
+    owner = str(berth.tenant_id)
+    own = Sheet(berth.sku, REGION, "USD", LONG_AGO, {IN_MISS: Rate(1), OUT: Rate(1)}, owner)
+    ends = Sheet(berth.sku, REGION, "USD", now + timedelta(minutes=11), {}, owner)
+    for sheet in (own, ends):
+        services.sheet_publish(sheet=sheet, actor="t")
     key = {"sku": berth.sku, "region": REGION, "currency": "USD", "tenant_id": berth.tenant_id}
     assert selectors.sheet_for(**key, at=now) == own
     assert selectors.sheet_for(**key, at=now + timedelta(minutes=12)) == berth.sheet
@@ -126,7 +126,7 @@ def negative_count(berth: Harbour) -> None:
 
 def another_tenants_sheet(berth: Harbour) -> None:
     other = harbour()
-    own = Sheet(berth.sku, REGION, "USD", utcnow() + timedelta(minutes=11), {OUT: Rate(1)}, str(other.tenant_id))
+    own = Sheet(berth.sku, REGION, "USD", LONG_AGO, {OUT: Rate(1)}, str(other.tenant_id))
     services_event(berth, counts='{"out": 1}', sheet=services.sheet_publish(sheet=own, actor="t"))
 
 
@@ -163,16 +163,6 @@ def sudden_price(berth: Harbour) -> None:
         "VALUES (sha256('x'), %s, %s, 'USD', now() + interval '9 minutes', '{}')",
         berth.sku,
         REGION,
-    )
-
-
-def sudden_contract(berth: Harbour) -> None:
-    run(
-        "INSERT INTO price_sheet (sha256, sku, region, currency, tenant_id, effective_from, body) "
-        "VALUES (sha256('x'), %s, %s, 'USD', %s, now(), '{}')",
-        berth.sku,
-        REGION,
-        berth.tenant_id,
     )
 
 
@@ -238,7 +228,6 @@ def services_event(berth: Harbour, *, counts: str, sheet: bytes | None = None) -
         (late_entry, "only in the creating transaction"),
         (unbalanced, "does not balance"),
         (sudden_price, "ten minutes ahead"),
-        (sudden_contract, "ten minutes ahead"),
         (posted_by_hand, "permission denied"),
         (open_by_hand, "permission denied"),
         (too_much, "hold_open"),

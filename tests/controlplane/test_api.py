@@ -328,7 +328,7 @@ def test_prices_are_the_sheets_in_force_and_a_contract_comes_before_the_list(api
     prices = {IN_HIT: Rate(1), IN_MISS: Rate(2), OUT: Rate(3)}
     listed = Sheet(sku, settings.REGION, "USD", now - timedelta(days=1), prices)
     contract = replace(listed, tenant_id=str(api.tenant.id), meters={**prices, OUT: Rate(1)})
-    for sheet in (contract, listed):
+    for sheet in (listed, contract):
         sheet_publish(sheet=sheet, actor="t")
     mine, theirs = (
         next(item for item in who.call("GET", "/prices").json()["prices"] if item["sku"] == sku)

@@ -49,7 +49,11 @@ def sentences() -> set[str]:
     """Every sentence, its values as `%(1)s`, `%(2)s`…"""
     found: set[str] = set()
     for name in WORDY:
-        found.update(text for text in _texts(_tree(ROOT / name)) if text.count(" ") >= 2 and "%s" not in text)
+        found.update(
+            text
+            for text in _texts(_tree(ROOT / name))
+            if text.count(" ") >= 2 and "%s" not in text and "\n" not in text
+        )
     for name in OTHERS:
         path = ROOT / name
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:

@@ -6,7 +6,7 @@ import pytest
 from django.conf import settings
 
 from billing.services import sheet_publish
-from controlplane.console import tariffs, words
+from controlplane.console import words
 from controlplane.console.tariffs import tariff
 from inference.models import Endpoint, Pool
 from kernel.clock import month_of, utcnow
@@ -124,15 +124,13 @@ def test_what_another_region_has_is_priced_quoted_and_deployed_there(person, els
     assert (made.region, made.deployments.get().pool.region) == (elsewhere, elsewhere)
 
 
-def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_list_price_beside(
-    newcomer, prices, monkeypatch
-):
+def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_list_price_beside(newcomer, prices):
     owner, other = newcomer(), newcomer()
     contract = Sheet(
         SHARED,
         settings.REGION,
         "USD",
-        utcnow() + timedelta(minutes=11),
+        utcnow() - timedelta(hours=1),
         PRICES,
         tenant_id=str(owner.tenant.id),
         windows=BY_THE_CLOCK.windows,
@@ -142,7 +140,6 @@ def test_a_tenant_sees_its_contract_with_its_hours_tiers_and_packages_and_the_li
         packages=BY_THE_CLOCK.packages,
     )
     sheet_publish(sheet=contract, actor="test")
-    monkeypatch.setattr(tariffs, "utcnow", lambda: contract.effective_from)
     page = owner.get("/catalogue/tiny-deepseek").content.decode()
     assert Markup(page).faults == []
     for shown in ("Your contract", "List price", "Mon–Fri 09:00–12:00", "UTC+08:00", "12.5 %", "starter", "50,000,000"):
