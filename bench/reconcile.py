@@ -70,14 +70,15 @@ for number in range({tenants}):
     made.append(keys.key_create(tenant_id=tenant.id, name="bench", actor="bench", scopes=[Scope.MANAGE])[1])
 print(json.dumps(made))
 """
-ANSWER = json.dumps(
+TOKEN = json.dumps(
     {
         "id": "cmpl-1",
         "object": "text_completion",
         "choices": [{"index": 0, "text": "aye", "finish_reason": "length"}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
     }
-).encode()
+)
+ANSWER = f"data: {TOKEN}\n\ndata: [DONE]\n\n".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +340,12 @@ def engines(count: int) -> Iterator[list[str]]:
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One token to every completion, for as long as the connection lasts."""
+    """One streamed token to every completion, for as long as the connection lasts."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
             fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
             await reader.readexactly(int(fields.get(b"content-length", 0)))
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
             writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
