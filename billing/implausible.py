@@ -11,7 +11,7 @@ RECENT, BEFORE = timedelta(hours=1), timedelta(hours=25)
 LEAST_TOKENS = 10_000  # of prompts, in either time, for a share to mean something
 JUMP_PERCENT = 40
 # Each pod's share of cached prompt tokens within the last hour against its SKU's on the day before it.
-SQL = """
+JUMPS = """
 WITH said AS (
   SELECT sku, pod_uid, ended_at >= %(recent)s AS is_recent, (counts ->> 'in_hit')::bigint AS hit,
     (counts ->> 'in_hit')::bigint + (counts ->> 'in_miss')::bigint AS prompt
@@ -37,7 +37,7 @@ def hit_jumps_alarm(*, now: datetime | None = None) -> int:
     now = now or utcnow()
     times = {"recent": now - RECENT, "before": now - BEFORE, "now": now}
     with connection.cursor() as cursor:
-        cursor.execute(SQL, {**times, "least": LEAST_TOKENS, "jump": JUMP_PERCENT})
+        cursor.execute(JUMPS, {**times, "least": LEAST_TOKENS, "jump": JUMP_PERCENT})
         jumps = cursor.fetchall()
     for pod_uid, sku, before, percent in jumps:
         ledger.alarm(

@@ -13,7 +13,7 @@ from django.db.models import Model
 from billing import ledger, recall, standing
 from billing.models import Hold, Quarantine
 from billing.posting import Charge, charges_post, tenant_lock
-from billing.selectors import purses_paying, sheet_for
+from billing.selectors import purses_paying, sheet_ahead, sheet_for
 from billing.services import accounts_open, deployment_hold_fill, deployment_subject
 from kernel.pricing import Sheet
 from tenants import outbox
@@ -90,6 +90,12 @@ def price_of(span: Any, meter: str, *, currency: str, at: datetime, who: str) ->
         sentence=f"{span.sku} has no price in {currency} at {at.isoformat()}: {who} is not billed on",
     )
     return None
+
+
+def pico_ahead(span: Any, meter: str, quantity: int, *, currency: str, at: datetime) -> int:
+    """What a quantity of a span's time to come costs at most, by the sheet in force; 0 where that has no price."""
+    sheet = sheet_for(sku=span.sku, region=span.region, currency=currency, tenant_id=span.tenant_id, at=at)
+    return (sheet and sheet_ahead(sheet, meter, quantity)) or 0
 
 
 def hold_ahead(span: Any, subject_id: UUID, *, currency: str, needed_pico: int, until: datetime, now: datetime) -> None:

@@ -16,8 +16,7 @@ from django.db.models import Sum
 from billing.core.slices import charges_due
 from billing.models import RatedLine, ReservedSpan
 from billing.posting import Charge
-from billing.rating import Time, facts_copy, hold_ahead, price_of, time_rate
-from billing.selectors import price_ahead
+from billing.rating import Time, facts_copy, hold_ahead, pico_ahead, price_of, time_rate
 from billing.services import deployment_subject
 from kernel import ids, usage
 from kernel.clock import DAY, day_of, utcnow
@@ -103,17 +102,9 @@ def _ahead(spans: Sequence[ReservedSpan], currency: str, now: datetime) -> None:
     for span in spans:
         if span.ended_at is not None or now < span.due_at - AHEAD:
             continue
-        pico = price_ahead(
-            sku=span.sku,
-            region=span.region,
-            currency=currency,
-            tenant_id=span.tenant_id,
-            meter=KTPM_DAY,
-            quantity=span.ktpm,
-            at=span.due_at,
-        )
+        pico = pico_ahead(span, KTPM_DAY, span.ktpm, currency=currency, at=span.due_at)
         until = span.due_at + DAY
-        hold_ahead(span, span.endpoint_id, currency=currency, needed_pico=pico or 0, until=until, now=now)
+        hold_ahead(span, span.endpoint_id, currency=currency, needed_pico=pico, until=until, now=now)
 
 
 RESERVATIONS = Time(

@@ -246,19 +246,8 @@ def sku_unrated(*, sku: str, region: str, currency: str, tenant_id: UUID | None 
     return (sheet or Sheet(sku, region, currency, utcnow(), {})).unrated()
 
 
-def price_ahead(
-    *, sku: str, region: str, currency: str, tenant_id: UUID, meter: str, quantity: int, at: datetime | None = None
-) -> int | None:
-    """Pico-units to set aside for a quantity: at the dearest hour of the sheet in force, rounded up.
-
-    None where the sheet does not price the meter, or there is none.
-    """
-    sheet = sheet_for(sku=sku, region=region, currency=currency, tenant_id=tenant_id, at=at or utcnow())
-    return sheet_ahead(sheet, meter, quantity) if sheet else None
-
-
 def sheet_ahead(sheet: Sheet, meter: str, quantity: int) -> int | None:
-    """As `price_ahead`, of a sheet that is at hand."""
+    """Pico-units to set aside for a quantity: at the sheet's dearest hour, rounded up; None where it has no price."""
     price = sheet.dearest(meter)
     return -(-quantity * price.num_pico // price.den) if price else None
 

@@ -12,8 +12,8 @@ from billing import holds, ledger, standing
 from billing.core.slices import Slice, cut, hour_of, inner_seconds, slice_id
 from billing.models import BillableSpan, UsageEvent
 from billing.posting import Charge
-from billing.rating import Time, facts_copy, hold_ahead, price_of, time_rate
-from billing.selectors import price_ahead, seconds_rated, sheets_of
+from billing.rating import Time, facts_copy, hold_ahead, pico_ahead, price_of, time_rate
+from billing.selectors import seconds_rated, sheets_of
 from billing.services import deployment_subject
 from kernel import ids, usage
 from kernel.clock import HOUR, utcnow
@@ -136,16 +136,8 @@ def _ahead(spans: Sequence[BillableSpan], currency: str, now: datetime) -> None:
     needed: dict[UUID, int] = defaultdict(int)
     for span in running:
         first, end = inner_seconds(span.rated_until or span.from_at, until)
-        pico = price_ahead(
-            sku=span.sku,
-            region=span.region,
-            currency=currency,
-            tenant_id=span.tenant_id,
-            meter=ACCEL_SECOND,
-            quantity=max(0, int((end - first).total_seconds())) * span.accelerator_count,
-            at=now,
-        )
-        needed[span.deployment_id] += pico or 0
+        seconds = max(0, int((end - first).total_seconds())) * span.accelerator_count
+        needed[span.deployment_id] += pico_ahead(span, ACCEL_SECOND, seconds, currency=currency, at=now)
     for deployment_id, span in {span.deployment_id: span for span in running}.items():
         hold_ahead(span, deployment_id, currency=currency, needed_pico=needed[deployment_id], until=until, now=now)
 

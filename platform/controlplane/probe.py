@@ -10,7 +10,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
 log = logging.getLogger(__name__)
-_http = PoolManager(timeout=Timeout(connect=2, read=60), retries=False)
+# A pass asks eight at a time.
+_http = PoolManager(maxsize=8, timeout=Timeout(connect=2, read=60), retries=False)
 
 
 def probe(deployment_id: UUID, pod_uid: UUID) -> bool:

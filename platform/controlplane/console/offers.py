@@ -81,9 +81,9 @@ class Quote:
         return self.held > self.available
 
 
-def cards(tenant: Tenant, region: str = settings.REGION) -> list[ReleaseCard]:
-    """The catalogue of a region; releases that a pool there runs come first."""
-    found = [_card(tenant, view, region) for view in release_list(region)]
+def cards(tenant: Tenant) -> list[ReleaseCard]:
+    """The catalogue; releases that a pool here runs come first."""
+    found = [_card(tenant, view, settings.REGION) for view in release_list(settings.REGION)]
     return sorted(found, key=lambda card: not card.pool)
 
 

@@ -9,6 +9,9 @@ from controlplane.console import api_calls, offers
 from controlplane.console.pages import TenantRequest, page, show
 from controlplane.console.tariffs import Tariff, tariffs
 from controlplane.listings import regions
+from inference.core.catalogue import Release
+from inference.selectors import release_list
+from tenants.models import Tenant
 
 
 @require_safe
@@ -38,19 +41,16 @@ def release(request: TenantRequest, release_id: str) -> HttpResponse:
     return show(request, "console/release.html", context)
 
 
-def _on_sale(request: TenantRequest, region: str) -> list[tuple[offers.ReleaseCard, tuple[Tariff, ...]]]:
-    found = (
-        (card, tariffs(request.tenant, card.view.skus.values(), region))
-        for card in offers.cards(request.tenant, region)
-    )
-    return [(card, prices) for card, prices in found if prices]
+def _on_sale(tenant: Tenant, region: str) -> list[tuple[Release, tuple[Tariff, ...]]]:
+    found = ((view.release, tariffs(tenant, view.skus.values(), region)) for view in release_list(region))
+    return [(release, prices) for release, prices in found if prices]
 
 
 @require_safe
 @page
 def prices(request: TenantRequest) -> HttpResponse:
     """The prices of all releases that are on sale, region by region."""
-    places = [(region, _on_sale(request, region)) for region in regions()]
+    places = [(region, _on_sale(request.tenant, region)) for region in regions()]
     context = {
         "places": [(region, rows) for region, rows in places if rows],
         "api_calls": [api_calls.read(request, _("List the prices"), "/prices")],
