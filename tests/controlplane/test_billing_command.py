@@ -232,3 +232,12 @@ def test_only_what_is_priced_whole_is_on_sale(database: None) -> None:
         services.sheet_publish(sheet=sheet, actor="t")
     assert skus_on_sale([sku], kobe) == []
     assert skus_on_sale([sku], nara) == [sku]
+
+
+@pytest.mark.parametrize(
+    ("actor", "tenant", "says"),
+    [("ann", "x", "'x' is no tenant; give its id, ten_… or a UUID"), (" ", str(uuid4()), "give the name of who acts")],
+)
+def test_what_no_act_can_do_without_is_asked_for_by_name(actor: str, tenant: str, says: str) -> None:
+    with pytest.raises(CommandError, match=says):
+        billing("topup", tenant, "1", "wire-1", actor=actor)

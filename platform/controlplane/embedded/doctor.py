@@ -147,7 +147,7 @@ def regions(_: Environ) -> str:
                 f"cluster {state.name} holds {len(state.orphans)} objects of our tenants that the database does not "
                 f"know: see `manage.py cluster orphans {state.name}`"
             )
-    return ", ".join(f"{state.name} {state.nodes} nodes" for state in states)
+    return ", ".join(f"{state.name} {state.nodes} node{'s' * (state.nodes != 1)}" for state in states)
 
 
 def float_redis(environ: Environ) -> str:

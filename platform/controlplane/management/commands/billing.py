@@ -2,7 +2,7 @@
 
 import getpass
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class Command(BaseCommand):
         acts = parser.add_subparsers(dest="act", required=True)
         for name, act in ACTS.items():
             sub = acts.add_parser(name, help=act.says, description=act.says)
-            sub.add_argument("--as", dest="actor", default=getpass.getuser(), help="who acts (audit log)")
+            sub.add_argument("--as", dest="actor", type=_person, default=getpass.getuser(), help="who acts (audit log)")
             for argument in act.arguments:
                 sub.add_argument(argument, type=_TYPES.get(argument, str))
             if act.reasoned:
@@ -65,7 +65,16 @@ class Command(BaseCommand):
 
 def _tenant(text: str) -> str:
     """`ten_…` or a UUID, as the UUID's text."""
-    return str(ids.decode(ids.TENANT, text) if text.startswith(f"{ids.TENANT}_") else UUID(text))
+    try:
+        return str(ids.decode(ids.TENANT, text) if text.startswith(f"{ids.TENANT}_") else UUID(text))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no tenant; give its id, {ids.TENANT}_… or a UUID") from None
+
+
+def _person(text: str) -> str:
+    if not text.strip():
+        raise ArgumentTypeError("it is empty; give the name of who acts")
+    return text
 
 
 _TYPES: dict[str, Callable[[str], Any]] = {
